@@ -1,0 +1,5 @@
+"""Benchmarks: ``python -m benchmarks SUITE``, from the repository's root.
+
+A suite yields rows, ``results`` keeps them in ``results/<machine>/<suite>.csv``, and
+``python -m benchmarks readme`` writes the README's table from there.
+"""

@@ -1,0 +1,51 @@
+"""Check, then time: no implementation is timed whose output is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from effv2_kernels.cli.agreement import acceptable, relative_error
+from effv2_kernels.cli.timing import interleaved, warm_up
+
+from .quiet import Monitor
+
+Implementations = Mapping[str, Callable[[], Tensor]]
+
+
+class WrongOutput(Exception):
+    """An implementation that must not be timed."""
+
+
+def check(implementations: Implementations, reference: Tensor, eager: str) -> dict[str, float]:
+    """The relative error of each output against ``reference`` (float64).
+
+    Raises WrongOutput if one is more than twice that of PyTorch itself, the implementation named
+    ``eager``, or not finite.
+    """
+    errors = {name: relative_error(call(), reference) for name, call in implementations.items()}
+    wrong = [name for name, error in errors.items() if not acceptable(error, errors[eager])]
+    if wrong:
+        found = ", ".join(f"{name} {errors[name]:.2e}" for name in (*wrong, eager))
+        raise WrongOutput(f"not timed, for the relative errors against float64 are: {found}")
+    return errors
+
+
+def measure(
+    implementations: Implementations,
+    reference: Tensor,
+    eager: str,
+    rounds: int,
+    device: torch.device,
+    monitor: Monitor | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each implementation in each round, after the check and a warm-up. With a monitor
+    the rounds that others disturbed are run again (MachineBusy if there is no end to it)."""
+    check(implementations, reference, eager)
+    warm_up(implementations, device)
+    if monitor is None:
+        return interleaved(implementations, rounds, device)
+    monitor.start()
+    return interleaved(implementations, rounds, device, monitor.disturbed)

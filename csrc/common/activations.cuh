@@ -1,0 +1,78 @@
+// Activations on float. Each lets NaN through, as PyTorch does: hence comparisons where fmaxf and
+// fminf would drop it.
+#pragma once
+
+#include <cmath>
+
+#include "../kernels.h"
+#include "launch.cuh"
+#include "ptx.cuh"
+
+namespace effv2 {
+
+// kFast costs one special-function instruction and is good to 2^-11 of the largest value: for
+// 16-bit results of kernels that the special-function unit would bound. kExact is good to a few ulp
+// of float everywhere; a gate near 0 needs it, because 1 + tanh(x) cancels there.
+enum class Accuracy { kFast, kExact };
+
+template <Accuracy kAccuracy>
+__device__ __forceinline__ float sigmoid(float x) {
+  if constexpr (kAccuracy == Accuracy::kFast) {
+    return 0.5f + 0.5f * ptx::tanh_approx(0.5f * x);
+  } else {
+    return 1.0f / (1.0f + expf(-x));
+  }
+}
+
+template <Accuracy kAccuracy>
+__device__ __forceinline__ float silu(float x) {
+  if constexpr (kAccuracy == Accuracy::kFast) {
+    const float half = 0.5f * x;
+    return half + half * ptx::tanh_approx(half);
+  } else {
+    return x / (1.0f + expf(-x));
+  }
+}
+
+__device__ __forceinline__ float relu(float x) {
+  return x < 0.0f ? 0.0f : x;
+}
+
+__device__ __forceinline__ float relu6(float x) {
+  const float y = relu(x);
+  return y > 6.0f ? 6.0f : y;
+}
+
+__device__ __forceinline__ float hardsigmoid(float x) {
+  return relu6(x + 3.0f) * (1.0f / 6.0f);
+}
+
+__device__ __forceinline__ float gelu(float x) {
+  return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+}
+
+// The choice is uniform over a launch, so the switch costs one predictable branch.
+template <Accuracy kAccuracy>
+__device__ __forceinline__ float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kSilu:
+      return silu<kAccuracy>(x);
+    case Activation::kRelu:
+      return relu(x);
+    case Activation::kRelu6:
+      return relu6(x);
+    case Activation::kHardswish:
+      return x * hardsigmoid(x);
+    case Activation::kGelu:
+      return gelu(x);
+    case Activation::kSigmoid:
+      return sigmoid<kAccuracy>(x);
+    case Activation::kHardsigmoid:
+      return hardsigmoid(x);
+  }
+  return x;
+}
+
+}  // namespace effv2

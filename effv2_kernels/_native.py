@@ -1,0 +1,64 @@
+"""The native library: loads it, says why not where it cannot, reports what was built into it.
+
+Nothing here raises: without the library the ops run on Triton or on the CPU, and `load().reason` is
+what `effv2_kernels.backends()` shows. EFFV2_SKIP_NATIVE=1 leaves the library alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether the native ops are registered; else `reason` says why not, in words."""
+
+    loaded: bool
+    reason: str
+    path: Path | None
+
+
+@functools.cache
+def load() -> NativeStatus:
+    """Loads `_ops.so` once a process, which registers the CUDA implementations of the `effv2` ops.
+
+    The schemas are the Python package's: define them before a native op is called.
+    """
+    if os.environ.get("EFFV2_SKIP_NATIVE") == "1":
+        return NativeStatus(False, "skipped: EFFV2_SKIP_NATIVE=1 is set", None)
+    path = _FOLDER / "_ops.so"
+    if not path.exists():
+        note = _FOLDER / "_not_built.txt"
+        why = note.read_text().strip() if note.exists() else "no working nvcc at build time"
+        return NativeStatus(False, f"not built: this is a pure-Python install ({why})", None)
+    try:
+        torch.ops.load_library(str(path))
+    except Exception as error:  # whatever the loader says is the reason
+        return NativeStatus(False, f"failed to load: {error}", path)
+    return NativeStatus(True, "", path)
+
+
+def build_info() -> dict[str, Any]:
+    """What was built, from the pybind11 module `_C`; empty for a pure-Python install.
+
+    Keys: version, cuda, architectures, torch_target, built_with_torch, host_compiler and kernels: a
+    list of dicts, one for each kernel and architecture, with name, architecture, registers,
+    shared_bytes, local_bytes, spill_store_bytes and spill_load_bytes.
+    """
+    # Looked for here first: the import hook of an editable install may know of another copy.
+    if not any(_FOLDER.glob("_C.*so")):
+        return {}
+    try:
+        module = importlib.import_module("effv2_kernels._C")
+    except ImportError:  # built for another Python; load() says what works
+        return {}
+    return module.build_info()

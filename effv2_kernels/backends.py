@@ -1,0 +1,94 @@
+"""Which backends can run here, and why not, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import _native, cpu, ops
+
+NAMES = ("cuda", "triton", "cpu")
+MIN_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """available; reason: why not, or (empty or) what limits it."""
+
+    available: bool
+    reason: str = ""
+
+
+def backends() -> dict[str, BackendStatus]:
+    """{"cuda": status, "triton": status, "cpu": status}."""
+    return {"cuda": _cuda(), "triton": _triton(), "cpu": _cpu()}
+
+
+def _cuda() -> BackendStatus:
+    native = _native.load()
+    if not native.loaded:
+        return BackendStatus(False, f"the native library is not loaded: {native.reason}")
+    missing = _no_gpu()
+    if missing:
+        return BackendStatus(False, missing)
+    found = ", ".join(sorted(ops.NATIVE_OPS))
+    return BackendStatus(True, f"native kernels: {found}; the other ops run through ATen")
+
+
+def _triton() -> BackendStatus:
+    return BackendStatus(False, "this version has no Triton kernels yet")
+
+
+def _cpu() -> BackendStatus:
+    if not torch.backends.mkldnn.is_available():
+        return BackendStatus(True, "this PyTorch has no oneDNN: the ops run through ATen")
+    dtypes = sorted(str(dtype).removeprefix("torch.") for dtype in cpu.onednn_dtypes())
+    return BackendStatus(True, f"oneDNN for {', '.join(dtypes)}; other dtypes through ATen")
+
+
+def _no_gpu() -> str:
+    """Why no GPU can be used, or an empty string."""
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA GPU or driver"
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}; 8.0 is needed"
+    return ""
+
+
+def choose(requested: str, device: torch.device) -> tuple[str, list[str]]:
+    """The backend for a model on ``device``, and notes for the report.
+
+    An explicit request that cannot run raises RuntimeError with the reason; "auto" falls back.
+    """
+    if requested not in ("auto", *NAMES):
+        known = ", ".join(("auto", *NAMES))
+        raise ValueError(f"backend must be one of {known}, got {requested!r}")
+    status = backends()
+    if requested != "auto":
+        needed = "cpu" if requested == "cpu" else "cuda"
+        if not status[requested].available:
+            reason = status[requested].reason
+            raise RuntimeError(f"backend {requested!r} cannot run here: {reason}")
+        if device.type != needed:
+            raise RuntimeError(f"backend {requested!r} cannot run: the model is on {device.type}")
+        return requested, []
+    if device.type == "cuda":
+        if status["cuda"].available:
+            return "cuda", [status["cuda"].reason]
+        return "aten", [f"no CUDA kernels: {status['cuda'].reason}"]
+    if device.type == "cpu":
+        return "cpu", [f"no GPU kernels: {status['cuda'].reason}"]
+    return "aten", [f"no kernels for device type {device.type!r}"]
+
+
+def runs_on(op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """What runs an op for such tensors: "cuda", "onednn" or "aten"."""
+    if device.type == "cuda":
+        return "cuda" if op in ops.NATIVE_OPS else "aten"
+    if device.type == "cpu" and op != "squeeze_excite_gate" and dtype in cpu.onednn_dtypes():
+        return "onednn"
+    return "aten"

@@ -1,0 +1,112 @@
+"""The CPU backend: oneDNN's convolution with the activation and the residual fused into it.
+
+It is what Inductor calls, with two things added: the weights are packed once for the shape at hand
+(not for every call), and the blocks need no pass of their own for BN, activation or residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import aten
+
+# Above about this size a temporary of a batch costs more in page faults than in arithmetic.
+TEMPORARY_BYTES = 5 << 20
+
+
+def images_at_a_time(batch: int, bytes_per_image: int) -> int:
+    """Into how large, even parts to split a batch whose temporary takes so much per image."""
+    at_most = max(1, TEMPORARY_BYTES // max(bytes_per_image, 1))
+    parts = -(-batch // at_most)
+    return -(-batch // max(parts, 1)) or 1
+
+
+# How oneDNN names the activations that it fuses: attribute, scalars, algorithm.
+_ONEDNN_ACTS: dict[str, tuple[str, list, str]] = {
+    "none": ("none", [], ""),
+    "silu": ("swish", [], ""),
+    "hardswish": ("hardswish", [], ""),
+    "gelu": ("gelu", [], "none"),
+}
+# Not fused: oneDNN's relu and hardtanh turn NaN into a number.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "relu6": lambda y: y.clamp_(0, 6),
+}
+
+
+@cache
+def onednn_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes that oneDNN convolves natively on this processor; others go through ATen."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    found = {torch.float32}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found.add(torch.bfloat16)
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        found.add(torch.float16)
+    return frozenset(found)
+
+
+def runs_onednn(x: Tensor) -> bool:
+    return x.dtype in onednn_dtypes() and x.numel() > 0
+
+
+def prepack(
+    weight: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """weight, (O, I / groups, kh, kw), in the blocked layout that oneDNN prefers for inputs of
+    ``shape`` (N, I, H, W). The layout depends on the shape: weights packed for another batch or
+    image size give the right result but are converted at each call (up to 1.5 x the time of V2-S).
+    """
+    kernel = weight.shape[2:]
+    top, bottom, left, right = aten.four_sides(
+        torch.empty(tuple(shape), device="meta"), kernel, stride, padding
+    )
+    n, channels, height, width = shape
+    if (top, left) != (bottom, right):
+        height, width = height + top + bottom, width + left + right
+        top = left = 0
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight, [top, left], list(stride), [1, 1], groups, [n, channels, height, width]
+    )
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    act: str = "none",
+    groups: int = 1,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(conv(x, weight) + bias) + residual, channels_last; weight may be prepacked."""
+    if not runs_onednn(x):
+        return aten.conv(x, weight, bias, stride, padding, act, groups, residual)
+    x, symmetric = aten.pad_uneven(x, weight.shape[2:], stride, padding)
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias = bias.contiguous()  # oneDNN's wrapper reads it as if it were
+    geometry = list(symmetric), list(stride), [1, 1], groups
+    pointwise = torch.ops.mkldnn._convolution_pointwise
+    # oneDNN's sum fails ("could not create a memory") on strides that it would not have chosen.
+    if residual is not None and act == "none" and not aten.ambiguous(x, residual):
+        other = residual.contiguous(memory_format=torch.channels_last)
+        y = pointwise.binary(
+            x, other, weight, bias.to(x.dtype), *geometry, "add", 1.0, None, [], None
+        )
+        return y
+    fused = _ONEDNN_ACTS.get(act)
+    y = pointwise.default(x, weight, bias, *geometry, *(fused or _ONEDNN_ACTS["none"]))
+    if fused is None:
+        y = _IN_PLACE[act](y)
+    return aten.channels_last(y if residual is None else y.add_(residual))

@@ -1,0 +1,56 @@
+"""Multiply-accumulates of every layer that convolves or multiplies matrices, computing nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+_DEFAULT_RESOLUTION = 224
+_LAYER_OPS = frozenset({"convolution", "_convolution", "addmm", "mm"})
+
+
+def count(model: nn.Module, in_channels: int) -> tuple[dict[str, int], int]:
+    """MACs by dotted module name (a module's include its children's), and the model's total.
+
+    For one image of the model's own input size. Counted are convolutions and linear layers, as
+    functions too. What runs is a hollow copy on the meta device, without the model's hooks: no
+    arithmetic, no random numbers, nothing of the model is touched.
+    """
+    hollow = _hollow_copy(model).eval()
+    dtype = next((p.dtype for p in hollow.parameters()), torch.float32)
+    image = torch.empty((1, in_channels, *_input_size(model)), device="meta", dtype=dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hollow(image)
+    flops = counter.get_flop_counts()
+    root = f"{type(model).__name__}."
+    by_name = {name.removeprefix(root): _layer_macs(ops) for name, ops in flops.items()}
+    return by_name, _layer_macs(flops["Global"])
+
+
+def _hollow_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose tensors are on the meta device, and which no hook listens to."""
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(empty, False) if is_parameter else empty
+        for name, hooks in vars(module).items():
+            if name.endswith("_hooks") and isinstance(hooks, dict):
+                memo[id(hooks)] = OrderedDict()
+    return copy.deepcopy(model, memo)
+
+
+def _layer_macs(flops: dict) -> int:
+    return sum(n for op, n in flops.items() if op.__name__.split(".")[0] in _LAYER_OPS) // 2
+
+
+def _input_size(model: nn.Module) -> tuple[int, int]:
+    config = getattr(model, "default_cfg", None) or {}
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return (size[-2], size[-1]) if size else (_DEFAULT_RESOLUTION, _DEFAULT_RESOLUTION)

@@ -1,0 +1,161 @@
+"""Registers an op of the ``effv2`` namespace: schema, fake, CPU, aten, autograd and autocast.
+
+``torch.library.Library`` with ``define`` and ``impl`` costs about half the host time of the
+``custom_op`` decorator, which is what a batch of one feels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+NAMESPACE = "effv2"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+def register(
+    schema: str, *, fake: Callable, aten: Callable, cpu: Callable, prepacked: bool = False
+) -> str:
+    """Define the op ``effv2::<schema>`` and return its name.
+
+    fake: shapes, dtypes and exact strides of the outputs; also checks the arguments.
+    aten: right on every device and dtype, differentiable; runs wherever no kernel of ours does,
+        and gives the backward.
+    cpu: what CPU tensors run.
+    prepacked: the op takes oneDNN's opaque weights too (see ``cpu.prepack``).
+    """
+    name = schema.partition("(")[0]
+    qualified = f"{NAMESPACE}::{name}"
+    LIBRARY.define(schema, tags=_TAGS)
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    LIBRARY.impl(name, _checked(name, fake, cpu), "CPU")
+    if prepacked:
+        # Only our own runners pack, and only for shapes that went through the checks before.
+        LIBRARY.impl(name, cpu, "MkldnnCPU")
+    _register_autograd(qualified, aten)
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, _autocast(qualified, device), f"Autocast{device}")
+    return name
+
+
+def fill_cuda_with_aten(name: str, fake: Callable, aten: Callable) -> None:
+    """Let CUDA tensors run ``aten`` where the native library has brought no kernel."""
+    if not has_kernel(name, "CUDA"):
+        LIBRARY.impl(name, _checked(name, fake, aten), "CUDA")
+
+
+def has_kernel(name: str, dispatch_key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", dispatch_key)
+
+
+def _checked(name: str, fake: Callable, implementation: Callable) -> Callable:
+    """The same contract in every implementation: the fake's module-level ``check`` runs first."""
+    check = fake.check  # type: ignore[attr-defined]
+
+    def run(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents without a word
+            raise RuntimeError(f"effv2::{name}: forward-mode differentiation is not supported")
+        check(*args)
+        return implementation(*args)
+
+    return run
+
+
+def fake_of(check: Callable) -> Callable:
+    """Decorator of a fake: attaches ``check`` to it and runs it first."""
+
+    def decorate(shape_function: Callable) -> Callable:
+        def fake(*args: Any) -> Any:
+            check(*args)
+            return shape_function(*args)
+
+        fake.check = check  # type: ignore[attr-defined]
+        return fake
+
+    return decorate
+
+
+def _register_autograd(qualified: str, aten: Callable) -> None:
+    """Backward by recomputing ``aten``: exact and simple, to any order, for occasional gradients
+    through an inference op. Training has kernels of its own and does not come through here."""
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+        ctx.template = tuple(None if isinstance(a, Tensor) else a for a in inputs)
+        ctx.is_tensor = tuple(isinstance(a, Tensor) for a in inputs)
+
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        again = torch.is_grad_enabled()  # a gradient of this gradient will be asked for
+        tensors = ctx.saved_tensors
+        saved = iter(tensors)
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+        with torch.enable_grad(), _no_autocast(tensors[0].device.type):
+            args = [
+                _own(next(saved), i in wanted, again) if tensor else other
+                for i, (other, tensor) in enumerate(zip(ctx.template, ctx.is_tensor, strict=True))
+            ]
+            outputs = aten(*args)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            used = [
+                (o, g)
+                for o, g in zip(outputs, grads, strict=True)
+                if g is not None and o.requires_grad
+            ]
+            found = torch.autograd.grad(
+                [o for o, _ in used],
+                [args[i] for i in wanted],
+                [g for _, g in used],
+                allow_unused=True,
+                create_graph=again,
+            )
+        result: list[Tensor | None] = [None] * len(args)
+        for i, gradient in zip(wanted, found, strict=True):
+            result[i] = gradient
+        return tuple(result)
+
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _own(tensor: Tensor, wanted: bool, again: bool) -> Tensor:
+    """The argument as a tensor of its own, so that one passed twice gets two gradients; still a
+    function of what was passed if the backward is to be differentiated ``again``."""
+    if not wanted:
+        return tensor.detach()
+    return tensor.view_as(tensor) if again else tensor.detach().requires_grad_()
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    """The casts were made (and recorded) before the op."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _autocast(qualified: str, device: str) -> Callable:
+    """Under autocast an op computes in autocast's dtype, as a convolution does."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+    device_type = device.lower()
+
+    def run(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return _overload(qualified)(*(_cast(a, dtype) for a in args))
+
+    return run
+
+
+def _overload(qualified: str) -> Callable:
+    return getattr(torch.ops.effv2, qualified.partition("::")[2]).default
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor) or value.is_mkldnn:
+        return value
+    castable = value.is_floating_point() and value.dtype != torch.float64
+    return value.to(dtype) if castable else value

@@ -1,0 +1,37 @@
+"""``conv_act_pool``: the head, 1x1 convolution + bias + activation + global mean."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import aten as on_any
+from .. import cpu as on_cpu
+from . import _contract
+from ._library import fake_of, register
+
+SCHEMA = "conv_act_pool(Tensor x, Tensor weight, Tensor bias, str act) -> Tensor"
+OP = "conv_act_pool"
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
+    _contract.check_map(OP, "x", x)
+    _contract.check_conv(OP, x, weight, bias, x.shape[1], kernel=1)
+    _contract.check_act(OP, act)
+
+
+@fake_of(check)
+def fake(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+def aten(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
+    """x: (N, I, H, W); weight: (O, I, 1, 1) with BN folded in; bias: (O,). Returns the mean over
+    H x W of act(conv(x) + bias): (N, O)."""
+    return on_any.mean(on_any.conv(x, weight, bias, act=act))
+
+
+def cpu(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
+    return on_any.mean(on_cpu.conv(x, weight, bias, act=act))
+
+
+NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

@@ -1,0 +1,82 @@
+"""``depthwise_bias_act``: depthwise convolution + bias + activation, and the squeeze (the mean over
+H x W that squeeze-and-excite asks for) of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import aten as on_any
+from .. import cpu as on_cpu
+from . import _contract
+from ._library import fake_of, register
+
+SCHEMA = (
+    "depthwise_bias_act(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, "
+    "str act, bool squeeze) -> (Tensor, Tensor)"
+)
+OP = "depthwise_bias_act"
+
+
+def check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> None:
+    _contract.check_map(OP, "x", x)
+    _contract.check_conv(OP, x, weight, bias, 1)
+    if weight.shape[0] != x.shape[1]:
+        _contract.fail(OP, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
+    _contract.check_window(OP, x, weight, stride, padding)
+    _contract.check_act(OP, act)
+
+
+@fake_of(check)
+def fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    size = _contract.out_size(x, weight, stride, padding)
+    y = _contract.empty_map(x, x.shape[1], *size)
+    return y, x.new_empty((x.shape[0], x.shape[1] if squeeze else 0))
+
+
+def aten(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    """x: (N, C, H, W); weight: (C, 1, k, k) with BN folded in; bias: (C,). Returns y: (N, C, H',
+    W'), channels_last, and its mean over H' x W': (N, C), or (N, 0) without ``squeeze``."""
+    y = on_any.conv(x, weight, bias, stride, padding, act, groups=weight.shape[0])
+    return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
+
+
+def cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    y = on_cpu.conv(x, weight, bias, stride, padding, act, groups=weight.shape[0])
+    return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
+
+
+NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

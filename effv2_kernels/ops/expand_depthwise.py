@@ -1,0 +1,100 @@
+"""``expand_depthwise``: 1x1 expand + bias + activation + depthwise + bias + activation (+ squeeze):
+the first half of an MBConv block, its first expanded tensor private to the op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import aten as on_any
+from .. import cpu as on_cpu
+from . import _contract
+from ._library import fake_of, register
+
+SCHEMA = (
+    "expand_depthwise(Tensor x, Tensor expand_weight, Tensor expand_bias, "
+    "Tensor depthwise_weight, Tensor depthwise_bias, int[] stride, int[] padding, str act, "
+    "bool squeeze) -> (Tensor, Tensor)"
+)
+OP = "expand_depthwise"
+
+
+def check(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> None:
+    _contract.check_map(OP, "x", x)
+    _contract.check_conv(OP, x, expand_weight, expand_bias, x.shape[1], "expand_", kernel=1)
+    _contract.check_conv(OP, x, depthwise_weight, depthwise_bias, 1, "depthwise_")
+    expanded, depthwise = expand_weight.shape[0], depthwise_weight.shape[0]
+    if expanded != depthwise:
+        _contract.fail(OP, f"expand gives {expanded} channels, depthwise takes {depthwise}")
+    _contract.check_window(OP, x, depthwise_weight, stride, padding)
+    _contract.check_act(OP, act)
+
+
+@fake_of(check)
+def fake(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    size = _contract.out_size(x, depthwise_weight, stride, padding)
+    channels = depthwise_weight.shape[0]
+    y = _contract.empty_map(x, channels, *size)
+    return y, x.new_empty((x.shape[0], channels if squeeze else 0))
+
+
+def aten(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k); biases: (E,);
+    BN folded into both. The padding is of the *expanded* tensor: outside the map it is 0, not
+    act(expand_bias). Returns y: (N, E, H', W'), channels_last, and its mean over H' x W': (N, E),
+    or (N, 0) without ``squeeze``."""
+    hidden = on_any.conv(x, expand_weight, expand_bias, act=act)
+    groups = depthwise_weight.shape[0]
+    y = on_any.conv(hidden, depthwise_weight, depthwise_bias, stride, padding, act, groups)
+    return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
+
+
+def cpu(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+    squeeze: bool,
+) -> tuple[Tensor, Tensor]:
+    hidden = on_cpu.conv(x, expand_weight, expand_bias, act=act)
+    groups = depthwise_weight.shape[0]
+    y = on_cpu.conv(hidden, depthwise_weight, depthwise_bias, stride, padding, act, groups)
+    return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
+
+
+NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

@@ -1,0 +1,109 @@
+"""``fused_mbconv``: k x k expand + bias + activation + 1x1 project + bias (+ input): a whole
+Fused-MBConv block of the paper (figure 2), its expanded tensor private to the op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import aten as on_any
+from .. import cpu as on_cpu
+from . import _contract
+from ._library import fake_of, register
+
+SCHEMA = (
+    "fused_mbconv(Tensor x, Tensor expand_weight, Tensor expand_bias, Tensor project_weight, "
+    "Tensor project_bias, bool residual, int[] stride, int[] padding, str act) -> Tensor"
+)
+OP = "fused_mbconv"
+
+
+def check(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> None:
+    _contract.check_map(OP, "x", x)
+    _contract.check_conv(OP, x, expand_weight, expand_bias, x.shape[1], "expand_")
+    mid = expand_weight.shape[0]
+    _contract.check_conv(OP, x, project_weight, project_bias, mid, "project_", kernel=1)
+    _contract.check_window(OP, x, expand_weight, stride, padding)
+    _contract.check_act(OP, act)
+    if residual:
+        size = _contract.out_size(x, expand_weight, stride, padding)
+        _contract.check_residual(OP, x, (x.shape[0], project_weight.shape[0], *size), x)
+
+
+@fake_of(check)
+def fake(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Tensor:
+    size = _contract.out_size(x, expand_weight, stride, padding)
+    return _contract.empty_map(x, project_weight.shape[0], *size)
+
+
+def aten(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Tensor:
+    """x: (N, C, H, W); expand_weight: (E, C, k, k), expand_bias: (E,); project_weight: (O, E, 1,
+    1), project_bias: (O,); BN folded into both. ``residual`` adds x (stride 1 and O == C).
+    Returns (N, O, H', W'), channels_last."""
+    hidden = on_any.conv(x, expand_weight, expand_bias, stride, padding, act)
+    return on_any.conv(hidden, project_weight, project_bias, residual=x if residual else None)
+
+
+def images_at_a_time(
+    x: Tensor, expand_weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> int:
+    """How many images the CPU expands together."""
+    height, width = _contract.out_size(x, expand_weight, stride, padding)
+    per_image = expand_weight.shape[0] * height * width * x.element_size()
+    return on_cpu.images_at_a_time(x.shape[0], per_image)
+
+
+def cpu(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Tensor:
+    """As many images at a time as keep the expanded tensor small: a large temporary goes back to
+    the system at every call, and its pages are faulted in again at the next."""
+    parts = []
+    for part in x.split(images_at_a_time(x, expand_weight, stride, padding)):
+        hidden = on_cpu.conv(part, expand_weight, expand_bias, stride, padding, act)
+        skip = part if residual else None
+        parts.append(on_cpu.conv(hidden, project_weight, project_bias, residual=skip))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

@@ -1,0 +1,255 @@
+"""``patch``: find the blocks of a model, let them run on our ops, and say what was done.
+
+A patched module keeps its class, its children and its tensors. What changes is the instance: a
+``forward`` (and an ``extra_repr``, so that ``print(model)`` tells the truth) in its ``__dict__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from . import adapters, macs
+from .adapters.ends import Ends
+from .backends import choose, runs_on
+from .blocks import Block, ConvBNAct, Refusal, leaves_of
+from .inference import BlockRunner, Watch, hooks_of, op_names
+from .report import Patched, PatchReport, Skipped
+from .wrappers import BlockForward, ModelForward, ModelRunner, PatchedRepr
+
+_OURS = (BlockForward, ModelForward, PatchedRepr)
+_TRAINING_NOTE = (
+    "inference only: in training mode, and where autograd records, "
+    "blocks run their original forward"
+)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A block found in the model: its dotted name, its module (None for an end that no module of
+    its own computes) and what the adapter made of it."""
+
+    name: str
+    module: nn.Module | None
+    described: Block | Refusal
+
+
+def patch(
+    model: nn.Module, backend: str = "auto", training: bool = True, strict: bool = False
+) -> PatchReport:
+    """Let the EfficientNet blocks in ``model`` (timm, torchvision, python_ref) run on effv2's ops.
+
+    In place, on this instance only; parameters, buffers, names and ``state_dict`` stay as they are,
+    and ``unpatch`` takes it back. Patching again, with other arguments too, replaces the patch.
+
+    backend: "auto" takes the best that can run where the model is and falls back, with a note in
+        the report; "cuda", "triton" or "cpu" raises RuntimeError with the reason if it cannot run.
+    training: also speed up training. This version has no training kernels: blocks run their
+        original forward in training mode, and the report says so.
+    strict: raise RuntimeError, and change nothing, if any candidate block would be skipped.
+    """
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    chosen, notes = choose(backend, device)
+    ends = list(_find_ends(model))
+    candidates = [*_find_blocks(model), *(c for prefix, end in ends for c in _of_ends(prefix, end))]
+    candidates.sort(key=_model_order(model))
+    refused = [c for c in candidates if isinstance(c.described, Refusal)]
+    if strict and refused:
+        reasons = "\n".join(f"  {c.name}: {c.described.reason}" for c in refused)
+        raise RuntimeError(f"strict=True, and these blocks cannot be patched:\n{reasons}")
+    if not candidates:
+        notes = [*notes, f"{type(model).__name__} holds no EfficientNet block that is known here"]
+    if training and candidates:
+        notes = [*notes, _TRAINING_NOTE]
+    unpatch(model)
+    coverage, uncounted = _coverage(model, candidates)
+    accepted = [c for c in candidates if not isinstance(c.described, Refusal)]
+    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end)}
+    for candidate in accepted:
+        if candidate.module is not None:
+            _install_block(candidate.module, candidate.described)
+    for _, end in ends:
+        _join_checks(end.model)
+    return PatchReport(
+        patched=[_entry(c, c.name in pooled_heads, device) for c in accepted],
+        skipped=[Skipped(c.name, c.described.reason) for c in refused],
+        coverage=coverage,
+        backend=chosen,
+        notes=[*notes, *uncounted],
+    )
+
+
+def unpatch(model: nn.Module) -> None:
+    """Take every patch in ``model`` back: exactly as before."""
+    for module in model.modules():
+        for name in [n for n, value in module.__dict__.items() if isinstance(value, _OURS)]:
+            del module.__dict__[name]
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether ``module`` or anything in it runs on our ops."""
+    return any(_ours(child) for child in module.modules())
+
+
+def refresh(model: nn.Module) -> None:
+    """Drop the folded weights; the next forward folds again. Only needed after a write behind
+    autograd's back (``.data``, a NumPy view) to a part of a convolution's weight, or to anything on
+    a GPU; all other changes are noticed."""
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, _OURS):
+            forward.clear()
+
+
+def _ours(module: nn.Module) -> bool:
+    return any(isinstance(value, _OURS) for value in module.__dict__.values())
+
+
+def _find_blocks(model: nn.Module) -> Iterator[_Candidate]:
+    for name, module in model.named_modules():
+        for adapter in adapters.loaded():
+            described = adapter.describe(module)
+            if described is not None:
+                yield _Candidate(name, module, _refuse_altered(module, described))
+
+
+def _find_ends(model: nn.Module) -> Iterator[tuple[str, Ends]]:
+    for name, module in model.named_modules():
+        for adapter in adapters.loaded():
+            end = adapter.describe_ends(module)
+            if end is not None:
+                yield (f"{name}." if name else ""), end
+
+
+def _of_ends(prefix: str, ends: Ends) -> Iterator[_Candidate]:
+    for name, described in ((ends.stem_name, ends.stem), (ends.head_name, ends.head)):
+        if name is None or described is None:
+            continue
+        module = None if ends.run_by_model else ends.model.get_submodule(name)
+        if module is not None:
+            described = _refuse_altered(module, described)
+        elif not isinstance(described, Refusal):
+            described = _refuse_altered_ends(ends, described)
+        yield _Candidate(prefix + name, module, described)
+
+
+def _refuse_altered(module: nn.Module, described: Block | Refusal) -> Block | Refusal:
+    """A block whose insides somebody listens to or has replaced is not ours to bypass."""
+    if isinstance(described, Refusal):
+        return described
+    if "forward" in module.__dict__ and not isinstance(module.forward, _OURS):
+        return Refusal("its forward was replaced on the instance")
+    for name, child in module.named_modules():
+        if child is module:
+            continue
+        if any(hooks_of(child)):
+            return Refusal(f"a hook is registered on its {name}, which a fused forward bypasses")
+        if "forward" in child.__dict__:
+            return Refusal(f"the forward of its {name} was replaced on the instance")
+    return described
+
+
+def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
+    for name in (*ends.methods, *ends.bypassed_methods):
+        value = ends.model.__dict__.get(name)
+        if value is not None and not isinstance(value, _OURS):
+            return Refusal(f"the model's {name} was replaced on the instance")
+    for name in ends.bypassed:
+        for path, child in ends.model.get_submodule(name).named_modules(prefix=name):
+            if any(hooks_of(child)) or "forward" in child.__dict__:
+                return Refusal(f"a hook or a forward of its own is on {path}")
+    return described
+
+
+def _install_block(module: nn.Module, block: Block) -> None:
+    runner = BlockRunner(block, Watch(_links(module)))
+    module.forward = BlockForward(module, runner)
+    module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)))
+
+
+def _install_ends(prefix: str, ends: Ends) -> Iterator[str]:
+    """Let the model's own methods run its ends; yields the head's name if its pool is fused."""
+    described = {c.name: c.described for c in _of_ends(prefix, ends)}
+    stem, head = described[prefix + ends.stem_name], described.get(prefix + str(ends.head_name))
+    own_stem = stem if ends.run_by_model and not isinstance(stem, Refusal) else None
+    head = None if isinstance(head, Refusal) else head
+    if not ends.methods or (own_stem is None and head is None):
+        return
+    watch = Watch(_bypassed_links(ends))
+    runner = ModelRunner(ends, watch, *(_end_runner(block, watch) for block in (own_stem, head)))
+    for name in ends.methods:
+        setattr(ends.model, name, ModelForward(runner, name))
+    pooled = head is not None and runner.pools_plainly
+    shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]
+    text = ", ".join(f"{n} by {op_names(b, pooled=p)[0]}" for n, b, p in shown if b is not None)
+    ends.model.extra_repr = PatchedRepr(ends.model, text)
+    if pooled:
+        yield prefix + str(ends.head_name)
+
+
+def _join_checks(model: nn.Module) -> None:
+    """Let a model whose forward is ours look after its blocks together."""
+    forward = model.__dict__.get("forward")
+    if not isinstance(forward, ModelForward):
+        return
+    found = (module.__dict__.get("forward") for module in model.modules())
+    blocks = [own.runner for own in found if isinstance(own, BlockForward)]
+    forward.runner.adopt(blocks, Watch(_links(model)))
+
+
+def _end_runner(block: Block | None, watch: Watch) -> BlockRunner | None:
+    return None if block is None else BlockRunner(block, watch)
+
+
+def _bypassed_links(ends: Ends) -> Iterator[tuple[nn.Module, str]]:
+    """Links to all that a fused forward of the whole model does not call."""
+    for path in (*ends.opened, *ends.bypassed):
+        parent, _, name = path.rpartition(".")
+        yield ends.model.get_submodule(parent), name
+    for path in ends.bypassed:
+        yield from _links(ends.model.get_submodule(path))
+
+
+def _links(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for parent in module.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name
+
+
+def _model_order(model: nn.Module):
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return lambda candidate: order[candidate.name]
+
+
+def _entry(candidate: _Candidate, pooled: bool, device: torch.device) -> Patched:
+    block = candidate.described
+    names = op_names(block, pooled=pooled and isinstance(block, ConvBNAct))
+    dtype = next(leaves_of(block)).weight.dtype
+    ops = tuple(f"{name}[{runs_on(name, device, dtype)}]" for name in names)
+    return Patched(candidate.name, type(block).__name__, ops)
+
+
+def _coverage(model: nn.Module, candidates: list[_Candidate]) -> tuple[float, list[str]]:
+    """The fraction of conv + linear MACs in accepted blocks, and a note if it is an estimate."""
+    accepted = [c.described for c in candidates if not isinstance(c.described, Refusal)]
+    if not accepted:
+        return 0.0, []
+    ours = {leaf for block in accepted for leaf in leaves_of(block)}
+    names = [name for name, module in model.named_modules() if module in ours]
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    try:
+        counted, total = macs.count(model, first.in_channels)
+    except Exception as error:  # a foreign model may want anything else than one image
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        counted = {name: layer.weight.numel() for name, layer in layers.items()}
+        note = f"coverage counts weights, not MACs: the model does not take one image ({error})"
+        return _fraction(names, counted, sum(counted.values())), [note]
+    return _fraction(names, counted, total), []
+
+
+def _fraction(names: list[str], counted: dict[str, int], total: int) -> float:
+    return sum(counted.get(name, 0) for name in names) / total if total else 0.0

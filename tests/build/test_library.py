@@ -1,0 +1,180 @@
+"""The native library as built: what it needs, registers, refuses and reports."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import effv2_kernels  # noqa: F401  (defines the schemas and loads the library)
+from effv2_kernels import _native
+
+OP = "effv2::squeeze_excite_gate"
+STATUS = _native.load()
+needs_library = pytest.mark.skipif(not STATUS.loaded, reason=f"native library {STATUS.reason}")
+
+
+def output_of(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@needs_library
+def test_registers_the_cuda_kernel() -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(OP, "CUDA")
+
+
+@needs_library
+def test_needs_neither_cudart_nor_a_cuda_torch() -> None:
+    needed = [x for x in output_of("readelf", "-d", str(STATUS.path)).splitlines() if "NEEDED" in x]
+    assert any("[libtorch.so]" in x for x in needed)
+    assert not [x for x in needed if "cuda" in x or "python" in x]
+    paths = [x for x in output_of("readelf", "-d", str(STATUS.path)).splitlines() if "PATH" in x]
+    assert not paths, "a path of the build machine in the library"
+
+
+@needs_library
+def test_undefined_cuda_symbols_are_weak() -> None:
+    undefined = output_of("nm", "-D", "--undefined-only", str(STATUS.path)).splitlines()
+    symbols = {line.split()[-1]: line.split()[-2] for line in undefined}
+    strong = [name for name, kind in symbols.items() if kind == "U"]
+    # aoti_torch_device_type_cuda is a constant that every torch has.
+    cuda = [n for n in strong if "cu" in n.lower() and not n.startswith("_Z")]
+    assert cuda == ["aoti_torch_device_type_cuda"]
+    assert symbols["aoti_torch_get_current_cuda_stream"] == "w"
+
+
+def arguments(**changes: torch.Tensor) -> list[torch.Tensor]:
+    n, m, r = 2, 12, 4
+    tensors = {
+        "pooled": torch.randn(n, m),
+        "reduce_weight": torch.randn(r, m),
+        "reduce_bias": torch.randn(r),
+        "expand_weight": torch.randn(m, r),
+        "expand_bias": torch.randn(m),
+    }
+    return list({**tensors, **changes}.values())
+
+
+@pytest.fixture
+def cuda_implementation() -> Callable[..., torch.Tensor]:
+    """The CUDA implementation, to be called with CPU tensors: it checks the device last."""
+    op = torch.ops.effv2.squeeze_excite_gate.default
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return lambda *args, **kwargs: op.redispatch(keys, *args, **kwargs)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("changes", "named", "message"),
+    [
+        ({}, {}, r"pooled must be on a CUDA device, found cpu"),
+        (
+            {"pooled": torch.randn(2, 12, 1, 1)},
+            {},
+            r"pooled must be \(N, M\), found \(2, 12, 1, 1\)",
+        ),
+        ({"reduce_weight": torch.randn(4)}, {}, r"reduce_weight must be \(R, M\), found \(4\)"),
+        (
+            {"reduce_weight": torch.randn(4, 11)},
+            {},
+            r"reduce_weight must be \(R, M\) = \(4, 12\), found \(4, 11\)",
+        ),
+        ({"reduce_bias": torch.randn(5)}, {}, r"reduce_bias must be \(R\) = \(4\), found \(5\)"),
+        (
+            {"expand_weight": torch.randn(4, 12)},
+            {},
+            r"expand_weight must be \(M, R\) = \(12, 4\), found \(4, 12\)",
+        ),
+        ({"expand_bias": torch.randn(12, 1)}, {}, r"expand_bias must be \(M\) = \(12\), found"),
+        (
+            {"reduce_weight": torch.randn(0, 12)},
+            {},
+            r"reduce_weight must have 1 to 2\^27 rows, found 0",
+        ),
+        ({"pooled": torch.randn(2, 0)}, {}, r"pooled must have 1 to 2\^27 channels, found 0"),
+        (
+            {"expand_bias": torch.randn(12).half()},
+            {},
+            r"expand_bias must have the dtype of pooled, Float, found Half",
+        ),
+        (
+            {"expand_weight": torch.randn(4, 12).t()},
+            {},
+            r"expand_weight must be contiguous, found strides \(1, 12\)",
+        ),
+        ({}, {"act": "swish"}, r'act must be one of silu, relu, .*, found "swish"'),
+        ({}, {"gate": "tanh"}, r'gate must be one of sigmoid, hardsigmoid, found "tanh"'),
+    ],
+)
+def test_contract(cuda_implementation, changes, named, message) -> None:
+    with pytest.raises(RuntimeError, match="^effv2::squeeze_excite_gate: " + message):
+        cuda_implementation(*arguments(**changes), **named)
+
+
+@needs_library
+def test_float64_is_refused(cuda_implementation) -> None:
+    with pytest.raises(
+        RuntimeError, match="pooled must be float32, float16 or bfloat16, found Double"
+    ):
+        cuda_implementation(*(t.double() for t in arguments()))
+
+
+@needs_library
+def test_build_info() -> None:
+    info = _native.build_info()
+    assert info["version"] == effv2_kernels.__version__
+    assert info["torch_target"] == "2.10"
+    assert int(info["cuda"].split(".")[0]) >= 11
+    compiled = {a for a in info["architectures"] if a.startswith("sm_")}
+    assert compiled
+    kernels = [k for k in info["kernels"] if "squeeze_excite_gate_kernel" in k["name"]]
+    assert {k["architecture"] for k in kernels} == compiled
+    assert len(kernels) == 18 * len(compiled)
+
+
+@needs_library
+def test_no_kernel_spills() -> None:
+    for kernel in _native.build_info()["kernels"]:
+        assert kernel["spill_store_bytes"] == kernel["spill_load_bytes"] == 0, kernel
+        assert kernel["local_bytes"] == 0, kernel
+        assert 0 < kernel["registers"] <= 255
+        assert kernel["shared_bytes"] <= 48 * 1024
+
+
+def native_in_new_process(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", f"from effv2_kernels import _native\n{code}"]
+    root = str(Path(effv2_kernels.__file__).parents[1])
+    path = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(command, env={**path, **environment}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_skipping_is_a_reason() -> None:
+    printed = native_in_new_process("print(_native.load().reason)", EFFV2_SKIP_NATIVE="1")
+    assert printed == "skipped: EFFV2_SKIP_NATIVE=1 is set"
+
+
+def test_a_library_that_fails_to_load_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "_ops.so").write_text("not a library")
+    code = (
+        f"from pathlib import Path\n_native._FOLDER = Path({str(tmp_path)!r})\n"
+        "_native.load.cache_clear()\nstatus = _native.load()\nprint(status.loaded, status.reason)"
+    )
+    assert native_in_new_process(code).startswith("False failed to load: ")
+
+
+def test_no_library_is_a_reason(tmp_path: Path) -> None:
+    code = (
+        f"from pathlib import Path\n_native._FOLDER = Path({str(tmp_path)!r})\n"
+        "_native.load.cache_clear()\nprint(_native.load().reason)"
+    )
+    expected = "not built: this is a pure-Python install (no working nvcc at build time)"
+    assert native_in_new_process(code) == expected

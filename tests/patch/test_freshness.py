@@ -1,0 +1,276 @@
+"""Folded weights are never stale, and patched models survive what models go through."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import effv2_kernels as ek
+from tests.support import in_float64, randomise, relative_error
+
+
+def assert_fresh(model: nn.Module, image: torch.Tensor, stale: torch.Tensor | None) -> None:
+    """The patched model gives what the same model unpatched gives: far nearer to that than its
+    stale output is. (How near exactly is what the tests of the contract measure; some changes here
+    leave a network that amplifies rounding.)"""
+    assert ek.is_patched(model)
+    with torch.no_grad():
+        found = model(image)
+        plain = copy.deepcopy(model)
+        ek.unpatch(plain)
+        reference = in_float64(plain, image)
+        if stale is None:
+            assert relative_error(found, reference) <= 1e-4
+        if stale is not None:
+            assert relative_error(found, reference) <= 0.01 * relative_error(stale, reference)
+
+
+def warm(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Patch and run until everything that is cached is cached."""
+    ek.patch(model)
+    with torch.no_grad():
+        model(image)
+        model(image)
+        return model(image)
+
+
+def a_conv(model: nn.Module) -> nn.Conv2d:
+    """A convolution deep in the network, whose weight is folded."""
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)][-1]
+
+
+def _convs(model: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def a_norm(model: nn.Module) -> nn.BatchNorm2d:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)][-2]
+
+
+def no_grad(change: Callable[[nn.Module], object]) -> Callable[[nn.Module], None]:
+    def run(model: nn.Module) -> None:
+        with torch.no_grad():
+            change(model)
+
+    return run
+
+
+def _replace_parameter(model: nn.Module) -> None:
+    conv = a_conv(model)
+    conv.weight = nn.Parameter(conv.weight.detach() * 3)
+
+
+def _data_assigned_twice(model: nn.Module) -> None:
+    """The second tensor may come to lie where the one that was folded lay."""
+    conv = a_conv(model)
+    conv.weight.data = conv.weight.data * 2
+    conv.weight.data = conv.weight.data * 2
+
+
+def _numpy_write(model: nn.Module) -> None:
+    a_conv(model).weight.detach().numpy()[:] *= 3
+
+
+def _under_inference_mode(model: nn.Module) -> None:
+    with torch.inference_mode():
+        a_conv(model).weight.mul_(3)
+
+
+def _middle_filter_by_data(model: nn.Module) -> None:
+    for conv in _convs(model):
+        conv.weight.data[conv.out_channels // 2] *= 3
+
+
+CHANGES: dict[str, Callable[[nn.Module], None]] = {
+    "weight in place": no_grad(lambda m: a_conv(m).weight.mul_(3)),
+    "weight.data in place": lambda m: a_conv(m).weight.data.mul_(3),
+    "weight.data copied": lambda m: a_conv(m).weight.data.copy_(a_conv(m).weight.data * 3),
+    "the middle filter of each weight.data": _middle_filter_by_data,
+    "weight.data assigned": lambda m: setattr(a_conv(m).weight, "data", a_conv(m).weight.data * 3),
+    "weight.data assigned twice": _data_assigned_twice,
+    "parameter replaced": _replace_parameter,
+    "numpy view": _numpy_write,
+    "under inference_mode": _under_inference_mode,
+    "gamma": no_grad(lambda m: a_norm(m).weight.mul_(3)),
+    "beta.data": lambda m: a_norm(m).bias.data.add_(1),
+    "running_mean": no_grad(lambda m: a_norm(m).running_mean.add_(1)),
+    "running_var.data": lambda m: a_norm(m).running_var.data.mul_(9),
+    "eps": lambda m: setattr(a_norm(m), "eps", 3.0),
+    "all parameters, foreach": no_grad(lambda m: torch._foreach_mul_(list(m.parameters()), 0.97)),
+    "squeeze-excite bias": no_grad(
+        lambda m: [c.bias.add_(0.5) for c in _convs(m) if c.bias is not None]
+    ),
+    "squeeze-excite weight replaced": lambda m: [
+        setattr(c, "weight", nn.Parameter(c.weight.detach() * -1))
+        for c in _convs(m)
+        if c.bias is not None
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_eval_mode_is_seen(change, small_model, image):
+    stale = warm(small_model, image)
+    CHANGES[change](small_model)
+    assert_fresh(small_model, image, stale)
+    with torch.no_grad():
+        small_model(image)
+    assert_fresh(small_model, image, stale)  # packed again, too
+
+
+def test_load_state_dict_after_patch(small_model, image):
+    stale = warm(small_model, image)
+    other = randomise(copy.deepcopy(small_model), seed=7).state_dict()
+    small_model.load_state_dict(other, strict=True)
+    assert_fresh(small_model, image, stale)
+    small_model.load_state_dict(other, strict=True, assign=True)
+    assert_fresh(small_model, image, stale)
+
+
+def test_a_training_step_moves_the_statistics(small_model, image):
+    stale = warm(small_model, image)
+    small_model.train()
+    with torch.no_grad():
+        small_model(image)
+    small_model.eval()
+    assert_fresh(small_model, image, stale)
+
+
+def test_an_optimizer_step_is_seen(small_model, image):
+    stale = warm(small_model, image)
+    small_model.train()
+    optimizer = torch.optim.SGD(small_model.parameters(), lr=0.01)
+    small_model(image).square().mean().backward()
+    optimizer.step()
+    small_model.eval()
+    assert_fresh(small_model, image, stale)
+
+
+def test_deepcopy_is_patched_and_independent(small_model, image):
+    first = warm(small_model, image)
+    ema = copy.deepcopy(small_model)
+    with torch.no_grad():
+        for parameter in small_model.parameters():
+            parameter.mul_(1.2)
+        assert torch.equal(ema(image), first)
+        assert_fresh(small_model, image, first)
+        for parameter in ema.parameters():
+            parameter.lerp_(torch.zeros_like(parameter), 0.3)
+    assert_fresh(ema, image, first)
+    ek.unpatch(ema)
+    assert ek.is_patched(small_model) and not ek.is_patched(ema)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch.save"])
+def test_pickle_is_patched_and_independent(how, small_model, image):
+    first = warm(small_model, image)
+    if how == "pickle":
+        loaded = pickle.loads(pickle.dumps(small_model))
+    else:
+        file = io.BytesIO()
+        torch.save(small_model, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), first)
+        a_norm(small_model).bias.add_(1)
+        assert torch.equal(loaded(image), first)
+        a_norm(loaded).weight.mul_(3)
+    assert_fresh(loaded, image, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
+def test_to_another_dtype_and_back(dtype, small_model, image):
+    warm(small_model, image)
+    plain = copy.deepcopy(small_model)
+    ek.unpatch(plain)
+    with torch.no_grad():
+        small_model.to(dtype), plain.to(dtype)
+        reference = in_float64(plain, image.to(dtype))
+        for _ in range(3):
+            found = small_model(image.to(dtype))
+            assert found.dtype == dtype
+            limit = 2 * relative_error(plain(image.to(dtype)), reference) + 1e-12
+            assert relative_error(found, reference) <= limit
+    small_model.float()
+    assert_fresh(small_model, image, None)
+
+
+def test_memory_formats_and_sizes_take_turns(small_model, image):
+    warm(small_model, image)
+    small_model.to(memory_format=torch.channels_last)
+    sizes = [(1, 33, 33), (2, 65, 78), (3, 64, 64), (1, 40, 97), (2, 33, 50), (1, 70, 70)]
+    plain = copy.deepcopy(small_model)
+    ek.unpatch(plain)
+    with torch.no_grad():
+        for n, h, w in sizes * 3:
+            x = torch.randn(n, 3, h, w).to(memory_format=torch.channels_last)
+            assert relative_error(small_model(x), in_float64(plain, x)) < 1e-5
+
+
+def test_packed_shapes_do_not_pile_up(small_model):
+    from effv2_kernels.folding import MAX_PACKED_SHAPES
+
+    ek.patch(small_model)
+    with torch.no_grad():
+        for size in range(33, 33 + 3 * MAX_PACKED_SHAPES):
+            for _ in range(3):
+                small_model(torch.randn(1, 3, size, size))
+    runners = [
+        module.forward.runner
+        for module in small_model.modules()
+        if hasattr(module.__dict__.get("forward"), "runner")
+    ]
+    caches = [runner.cache for runner in runners if hasattr(runner, "cache")]
+    states = [cache._state for cache in caches if cache._state is not None]
+    assert max(len(state.packed) for state in states) <= MAX_PACKED_SHAPES
+
+
+def test_weights_made_under_inference_mode(image):
+    """They have no version counter: nothing may be cached."""
+    import python_ref
+
+    with torch.inference_mode():
+        model = python_ref.create("b0", num_classes=10)
+    model.eval()
+    with torch.inference_mode():
+        ek.patch(model)
+        first = model(image)
+        a_conv(model).weight[0, 0, 0, 0] += 100.0
+        changed = model(image)
+        plain = copy.deepcopy(model)
+        ek.unpatch(plain)
+        assert relative_error(changed, plain(image)) < 1e-4
+        assert relative_error(changed, first) > 1e-6
+
+
+def test_refresh_drops_what_is_cached(small_model, image):
+    warm(small_model, image)
+    ek.refresh(small_model)
+    assert_fresh(small_model, image, None)
+
+
+def test_a_forward_that_failed_half_way_leaves_nothing_stale(small_model, image):
+    """The blocks behind the failure did not look at their weights in that forward."""
+    stale = warm(small_model, image)
+    with torch.no_grad():
+        for conv in _convs(small_model):
+            conv.weight.mul_(0.9)
+    forwards = [m.__dict__["forward"] for m in small_model.modules() if "forward" in m.__dict__]
+    caches = [f.runner.cache for f in forwards if hasattr(f.runner, "cache")]
+    cache = caches[len(caches) // 2]
+    cache.weights = _fail
+    with pytest.raises(ArithmeticError), torch.no_grad():
+        small_model(image)
+    del cache.weights
+    assert_fresh(small_model, image, stale)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise ArithmeticError("planted")
