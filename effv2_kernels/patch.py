@@ -67,10 +67,11 @@ def patch(
     unpatch(model)
     coverage, uncounted = _coverage(model, candidates)
     accepted = [c for c in candidates if not isinstance(c.described, Refusal)]
-    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end)}
     for candidate in accepted:
         if candidate.module is not None:
             _install_block(candidate.module, candidate.described)
+    # After the blocks: a model's ends may hold some, whose forward is to be found as it now is.
+    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end)}
     for _, end in ends:
         _join_checks(end.model)
     return PatchReport(

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
 from tests.support import assert_as_close_as_pytorch, in_float64, relative_error
@@ -60,22 +61,35 @@ def test_input_gradient_of_a_frozen_model(small_model, image):
     assert not with_grad.requires_grad
 
 
+class OurOps(TorchDispatchMode):
+    """The ops of ``effv2`` that run within it, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = str(function).removesuffix(".default").partition(".")
+        if namespace == "effv2":
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_ops_that_run_are_those_that_the_report_names(small_model, image):
+    report = ek.patch(small_model)
+    with torch.no_grad():
+        for _ in range(3):
+            with OurOps() as ours:
+                small_model(image)
+            assert ours.names == [op.split("[")[0] for entry in report.patched for op in entry.ops]
+    assert ours.names[0] == "stem" and ours.names[-1] == "conv_act_pool"
+
+
 def test_our_ops_run_only_where_they_may(small_model, image):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Names(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: set[str] = set()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.seen.add(str(function))
-            return function(*args, **(kwargs or {}))
-
     def ours(run) -> bool:
-        with Names() as names:
+        with OurOps() as ours:
             run()
-        return any(name.startswith("effv2.") for name in names.seen)
+        return bool(ours.names)
 
     ek.patch(small_model)
     with torch.no_grad():
