@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -33,19 +34,29 @@ def check(implementations: Implementations, reference: Tensor, eager: str) -> di
     return errors
 
 
-def measure(
+def measure_pairs(
     implementations: Implementations,
     reference: Tensor,
     eager: str,
     rounds: int,
     device: torch.device,
     monitor: Monitor | None = None,
-) -> dict[str, list[float]]:
-    """Seconds of each implementation in each round, after the check and a warm-up. With a monitor
-    the rounds that others disturbed are run again (MachineBusy if there is no end to it)."""
+) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Seconds of both implementations of every pair, in each round, after the check and a warm-up.
+
+    Two at a time, because an implementation disturbs the next: what it leaves of the caches and of
+    the heap (freed memory that goes back to the system has to be faulted in again) is no small part
+    of a forward on a CPU. With a monitor the rounds that others disturbed are run again
+    (MachineBusy if there is no end to it).
+    """
     check(implementations, reference, eager)
-    warm_up(implementations, device)
-    if monitor is None:
-        return interleaved(implementations, rounds, device)
-    monitor.start()
-    return interleaved(implementations, rounds, device, monitor.disturbed)
+    found = {}
+    for pair in combinations(implementations, 2):
+        calls = {name: implementations[name] for name in pair}
+        warm_up(calls, device)
+        if monitor is None:
+            found[pair] = interleaved(calls, rounds, device)
+        else:
+            monitor.start()
+            found[pair] = interleaved(calls, rounds, device, monitor.disturbed)
+    return found

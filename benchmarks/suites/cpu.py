@@ -22,7 +22,6 @@ HELP = "a network on the CPU against eager PyTorch and torch.compile"
 IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "compile_freezing", "effv2")
 DEFAULT_IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "effv2")
 EAGER = "eager_nchw"
-_BASELINES = ("eager_nhwc", "compile_default", "compile_freezing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
     )
-    parser.add_argument("--pairs", type=int, default=21, help="timed rounds (default: %(default)s)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=21,
+        help="timed rounds of each pair of implementations (default: %(default)s)",
+    )
     parser.add_argument("--impl", nargs="+", choices=IMPLS, default=list(DEFAULT_IMPLS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -97,7 +101,7 @@ def _case(
     with torch.inference_mode():  # have no version counters, so that nothing could be cached
         reference = copy.deepcopy(model).double()(images.double())
         monitor = Monitor() if arguments.quiet else None
-        seconds = timing.measure(calls, reference, EAGER, arguments.pairs, device, monitor)
+        pairs = timing.measure_pairs(calls, reference, EAGER, arguments.pairs, device, monitor)
     where = results.environment(device)
 
     def entry(impl: str, metric: str, unit: str, q: Quantiles) -> results.Row:
@@ -114,13 +118,12 @@ def _case(
             dtype=dtype,
         )
 
-    for impl, found in seconds.items():
+    for impl in calls:
+        found = [value for seconds in pairs.values() for value in seconds.get(impl, ())]
         yield entry(impl, "latency_ms", "ms", quantiles(1000 * value for value in found))
-    for baseline in _BASELINES:
-        for impl, found in seconds.items():
-            if baseline in seconds and IMPLS.index(impl) > IMPLS.index(baseline):
-                ratio = paired_ratio(seconds[baseline], found)
-                yield entry(impl, f"speedup_vs_{baseline}", "x", ratio)
+    for (baseline, impl), seconds in pairs.items():
+        ratio = paired_ratio(seconds[baseline], seconds[impl])
+        yield entry(impl, f"speedup_vs_{baseline}", "x", ratio)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ def test_suite_writes_latencies_and_ratios(
         ("eager_nchw", "latency_ms"),
         ("eager_nhwc", "latency_ms"),
         ("effv2", "latency_ms"),
+        ("eager_nhwc", "speedup_vs_eager_nchw"),
+        ("effv2", "speedup_vs_eager_nchw"),
         ("effv2", "speedup_vs_eager_nhwc"),
     }
     ratio = rows["effv2", "speedup_vs_eager_nhwc"]
@@ -56,7 +58,7 @@ def test_check_refuses(value: float) -> None:
     reference = torch.ones(4, dtype=torch.float64)
     calls = {"eager": lambda: torch.ones(4), "ours": lambda: torch.full((4,), value)}
     with pytest.raises(timing.WrongOutput, match="ours"):
-        timing.measure(calls, reference, "eager", 1, CPU)
+        timing.measure_pairs(calls, reference, "eager", 1, CPU)
 
 
 def test_monitor_counts_others_only(monkeypatch: pytest.MonkeyPatch) -> None:
