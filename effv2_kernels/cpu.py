@@ -53,7 +53,7 @@ def onednn_dtypes() -> frozenset[torch.dtype]:
 
 
 def runs_onednn(x: Tensor) -> bool:
-    return x.dtype in onednn_dtypes() and x.numel() > 0
+    return x.dtype in onednn_dtypes() and x.numel() > 0 and torch._C._get_mkldnn_enabled()
 
 
 def prepack(

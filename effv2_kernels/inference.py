@@ -43,6 +43,7 @@ DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU
 
 _TRAINING = attrgetter("training")
 _FORWARD = methodcaller("get", "forward")
+_STATISTICS = methodcaller("get", "running_mean"), methodcaller("get", "running_var")
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
@@ -226,7 +227,8 @@ class BlockRunner:
 
 class Watch:
     """Notices what makes the description of a block untrue: a child that was replaced, wrapped,
-    hooked, given a forward or a geometry of its own, or put into training mode.
+    hooked, given a forward or a geometry of its own, robbed of its statistics, or put into
+    training mode.
 
     It is asked before every forward, hence the flat tuples and the loops that run in C, and hence
     the mode of a module whose forward does not depend on it is not looked at.
@@ -246,6 +248,8 @@ class Watch:
         self._forwards = tuple(map(_FORWARD, map(vars, self._children)))
         self._convs = tuple(c for c in self._children if isinstance(c, nn.Conv2d))
         self._geometry = list(map(_GEOMETRY, self._convs))
+        norms = (c for c in self._children if isinstance(c, nn.BatchNorm2d))
+        self._buffers = tuple(norm._buffers for norm in norms)
 
     def traced(self) -> bool:
         """What a graph has to be guarded by: written for Dynamo to trace, where ``unchanged`` is a
@@ -264,6 +268,7 @@ class Watch:
             and list(map(len, self._containers)) == self._sizes
             and all(map(is_, map(_FORWARD, map(vars, self._children)), self._forwards))
             and list(map(_GEOMETRY, self._convs)) == self._geometry
+            and not any(None in map(get, self._buffers) for get in _STATISTICS)
             and not any(_GLOBAL_HOOKS)
         )
 

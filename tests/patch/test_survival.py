@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
-from tests.support import assert_as_close_as_pytorch, in_float64, relative_error
+from tests.support import assert_as_close_as_pytorch, in_float64, randomise, relative_error
 
 
 def test_training_is_the_original(small_model, image):
@@ -113,6 +113,33 @@ def test_one_module_in_training_mode_is_enough(small_model, image):
     with torch.no_grad():
         small_model(image)
     assert not torch.equal(norms[5].running_mean, before)
+
+
+def test_a_norm_that_lost_its_statistics(small_model, image):
+    """It normalises with those of the batch, which cannot be folded."""
+    ek.patch(small_model)
+    with torch.no_grad():
+        folded = small_model(image)
+        norm = [m for m in small_model.modules() if isinstance(m, nn.BatchNorm2d)][5]
+        norm.running_mean = norm.running_var = None
+        found = small_model(image)
+        ek.unpatch(small_model)
+        assert relative_error(found, small_model(image)) < 1e-4 < relative_error(found, folded)
+
+
+def test_onednn_switched_off(image):
+    """Weights that are packed for it already are unpacked."""
+    import python_ref
+
+    model, image = randomise(python_ref.create("b0")).eval(), image[:1, :, :33, :33]
+    ek.patch(model)
+    with torch.no_grad():
+        packed = [model(image) for _ in range(3)][-1]
+        with torch.backends.mkldnn.flags(enabled=False), torch.autograd.profiler.profile() as seen:
+            plain = model(image)
+    assert relative_error(plain, packed) < 1e-4
+    names = {event.name for event in seen.function_events}
+    assert "effv2::stem" in names and not any(name.startswith("mkldnn::") for name in names)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
