@@ -52,8 +52,13 @@ def onednn_dtypes() -> frozenset[torch.dtype]:
     return frozenset(found)
 
 
-def runs_onednn(x: Tensor) -> bool:
-    return x.dtype in onednn_dtypes() and x.numel() > 0 and torch._C._get_mkldnn_enabled()
+# Whether torch.backends.mkldnn.enabled is set, which a user may change at any time.
+onednn_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
+
+
+def runs_onednn(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether oneDNN computes on x, in ``dtype`` or in its own."""
+    return (dtype or x.dtype) in onednn_dtypes() and x.numel() > 0 and onednn_enabled()
 
 
 def prepack(

@@ -152,7 +152,7 @@ class WeightCache:
             self._state = state = _State(stamp)
         state.group = group
         packed = state.packed.get((dtype, x.shape))
-        if packed is not None:
+        if packed is not None and cpu.onednn_enabled():
             return self._with_live_gate(packed, dtype)
         return self._with_live_gate(self._fold_or_pack(state, x, dtype), dtype)
 
@@ -170,7 +170,7 @@ class WeightCache:
             folded = _fold_outside_autograd(self._block, dtype, x.device)
             if state.stamp.cacheable and not _capturing(x.device):
                 state.folded[dtype] = folded
-        if x.device.type != "cpu" or dtype not in cpu.onednn_dtypes() or not x.numel():
+        if x.device.type != "cpu" or not cpu.runs_onednn(x, dtype):
             return folded
         return self._pack_second_time(state, folded, x, dtype)
 

@@ -128,7 +128,7 @@ def test_a_norm_that_lost_its_statistics(small_model, image):
 
 
 def test_onednn_switched_off(image):
-    """Weights that are packed for it already are unpacked."""
+    """Weights that are packed for it already are not used."""
     import python_ref
 
     model, image = randomise(python_ref.create("b0")).eval(), image[:1, :, :33, :33]
