@@ -1,7 +1,8 @@
 """The native library: loads it, says why not where it cannot, reports what was built into it.
 
-Nothing here raises: without the library the ops run on Triton or on the CPU, and `load().reason` is
-what `effv2_kernels.backends()` shows. EFFV2_SKIP_NATIVE=1 leaves the library alone.
+Nothing here raises: without the library the ops run on Triton, through ATen or on the CPU, and
+`load().reason` is what `effv2_kernels.backends()` shows. EFFV2_SKIP_NATIVE=1 leaves the library
+alone.
 """
 
 from __future__ import annotations

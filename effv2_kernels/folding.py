@@ -32,6 +32,10 @@ from .ops.fused_mbconv import images_at_a_time
 
 Pair = tuple[Tensor, Tensor]
 MAX_PACKED_SHAPES = 4
+# How often a shape must come before it takes the place of another one: packing for ever new shapes
+# in turn would cost more than it gains.
+_PATIENCE = 16
+_MAX_COUNTED_SHAPES = 64
 _SAMPLE = 64
 
 
@@ -178,12 +182,18 @@ class WeightCache:
         self, state: _State, folded: Weights, x: Tensor, dtype: torch.dtype
     ) -> Weights:
         """Pack for a shape that comes back, so that a stream of ever new shapes packs nothing."""
+        if not state.stamp.cacheable:
+            return folded
         key = dtype, x.shape
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            if not state.stamp.cacheable or key not in state.seen:
-                state.seen = (*state.seen[1 - 2 * MAX_PACKED_SHAPES :], key)
+            full = len(state.packed) >= MAX_PACKED_SHAPES
+            count = state.counts.pop(key, 0) + 1
+            if count < (_PATIENCE if full else 2):
+                if len(state.counts) >= _MAX_COUNTED_SHAPES:
+                    state.counts.pop(next(iter(state.counts)))
+                state.counts[key] = count
                 return folded
-            while len(state.packed) >= MAX_PACKED_SHAPES:
+            if full:
                 state.packed.pop(next(iter(state.packed)))
             state.packed[key] = packed = pack_for_onednn(self._block, folded, x)
         return packed
@@ -212,7 +222,7 @@ class _State:
         self.group: Stamp | None = None
         self.folded: dict[torch.dtype, Weights] = {}
         self.packed: dict[tuple[torch.dtype, torch.Size], Weights] = {}
-        self.seen: tuple[tuple[torch.dtype, torch.Size], ...] = ()
+        self.counts: dict[tuple[torch.dtype, torch.Size], int] = {}
 
 
 class Stamp:

@@ -248,6 +248,8 @@ class Watch:
         self._forwards = tuple(map(_FORWARD, map(vars, self._children)))
         self._convs = tuple(c for c in self._children if isinstance(c, nn.Conv2d))
         self._geometry = list(map(_GEOMETRY, self._convs))
+        self._gelus = tuple(c for c in self._children if isinstance(c, nn.GELU))
+        self._approximations = [gelu.approximate for gelu in self._gelus]
         norms = (c for c in self._children if isinstance(c, nn.BatchNorm2d))
         self._buffers = tuple(norm._buffers for norm in norms)
 
@@ -268,6 +270,7 @@ class Watch:
             and list(map(len, self._containers)) == self._sizes
             and all(map(is_, map(_FORWARD, map(vars, self._children)), self._forwards))
             and list(map(_GEOMETRY, self._convs)) == self._geometry
+            and [gelu.approximate for gelu in self._gelus] == self._approximations
             and not any(None in map(get, self._buffers) for get in _STATISTICS)
             and not any(_GLOBAL_HOOKS)
         )
@@ -298,9 +301,12 @@ def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:
 
 
 def transformed() -> bool:
-    """Whether a functorch transform or forward-mode differentiation is under way."""
+    """Whether a functorch transform, forward-mode differentiation or ``torch.jit.trace``, which
+    would take the folded weights for constants, is under way."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
     )
 
 

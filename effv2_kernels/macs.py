@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -18,17 +21,29 @@ def count(model: nn.Module, in_channels: int) -> tuple[dict[str, int], int]:
 
     For one image of the model's own input size. Counted are convolutions and linear layers, as
     functions too. What runs is a hollow copy on the meta device, without the model's hooks: no
-    arithmetic, no random numbers, nothing of the model is touched.
+    arithmetic, and nothing of the model is touched.
     """
     hollow = _hollow_copy(model).eval()
     dtype = next((p.dtype for p in hollow.parameters()), torch.float32)
     image = torch.empty((1, in_channels, *_input_size(model)), device="meta", dtype=dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _random_state_kept(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         hollow(image)
     flops = counter.get_flop_counts()
     root = f"{type(model).__name__}."
     by_name = {name.removeprefix(root): _layer_macs(ops) for name, ops in flops.items()}
     return by_name, _layer_macs(flops["Global"])
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """A model may draw random numbers in its forward; the caller's next ones stay the same."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(state)
 
 
 def _hollow_copy(model: nn.Module) -> nn.Module:

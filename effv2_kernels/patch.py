@@ -18,9 +18,15 @@ from .backends import choose, runs_on
 from .blocks import Block, ConvBNAct, Refusal, leaves_of
 from .inference import BlockRunner, Watch, hooks_of, op_names
 from .report import Patched, PatchReport, Skipped
-from .wrappers import BlockForward, ModelForward, ModelRunner, PatchedRepr
+from .wrappers import (
+    OURS,
+    BlockForward,
+    ModelForward,
+    ModelRunner,
+    PatchedRepr,
+    ReplicateUnpatched,
+)
 
-_OURS = (BlockForward, ModelForward, PatchedRepr)
 _TRAINING_NOTE = (
     "inference only: in training mode, and where autograd records, "
     "blocks run their original forward"
@@ -86,8 +92,10 @@ def patch(
 def unpatch(model: nn.Module) -> None:
     """Take every patch in ``model`` back: exactly as before."""
     for module in model.modules():
-        for name in [n for n, value in module.__dict__.items() if isinstance(value, _OURS)]:
-            del module.__dict__[name]
+        for name in [n for n, value in module.__dict__.items() if isinstance(value, OURS)]:
+            value = module.__dict__.pop(name)
+            if isinstance(value, PatchedRepr):
+                value.disable()
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -101,12 +109,12 @@ def refresh(model: nn.Module) -> None:
     a GPU; all other changes are noticed."""
     for module in model.modules():
         forward = module.__dict__.get("forward")
-        if isinstance(forward, _OURS):
+        if isinstance(forward, OURS):
             forward.clear()
 
 
 def _ours(module: nn.Module) -> bool:
-    return any(isinstance(value, _OURS) for value in module.__dict__.values())
+    return any(isinstance(value, OURS) for value in module.__dict__.values())
 
 
 def _find_blocks(model: nn.Module) -> Iterator[_Candidate]:
@@ -141,9 +149,11 @@ def _refuse_altered(module: nn.Module, described: Block | Refusal) -> Block | Re
     """A block whose insides somebody listens to or has replaced is not ours to bypass."""
     if isinstance(described, Refusal):
         return described
-    if "forward" in module.__dict__ and not isinstance(module.forward, _OURS):
+    if "forward" in module.__dict__ and not isinstance(module.forward, OURS):
         return Refusal("its forward was replaced on the instance")
     for name, child in module.named_modules():
+        if not _has_its_own_forward(type(child)):
+            return Refusal(f"the forward of {type(child).__name__} was replaced, for the class")
         if child is module:
             continue
         if any(hooks_of(child)):
@@ -153,10 +163,18 @@ def _refuse_altered(module: nn.Module, described: Block | Refusal) -> Block | Re
     return described
 
 
+def _has_its_own_forward(kind: type[nn.Module]) -> bool:
+    """Whether the class that gives a module its forward also defined it: a function that somebody
+    put there later carries another name."""
+    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+    name = getattr(vars(owner)["forward"], "__qualname__", "")
+    return name in (f"{owner.__qualname__}.forward", "_forward_unimplemented")
+
+
 def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
     for name in (*ends.methods, *ends.bypassed_methods):
         value = ends.model.__dict__.get(name)
-        if value is not None and not isinstance(value, _OURS):
+        if value is not None and not isinstance(value, OURS):
             return Refusal(f"the model's {name} was replaced on the instance")
     for name in ends.bypassed:
         for path, child in ends.model.get_submodule(name).named_modules(prefix=name):
@@ -168,7 +186,8 @@ def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
 def _install_block(module: nn.Module, block: Block) -> None:
     runner = BlockRunner(block, Watch(_links(module)))
     module.forward = BlockForward(module, runner)
-    module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)))
+    module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)), [module.forward])
+    module._replicate_for_data_parallel = ReplicateUnpatched(module)
 
 
 def _install_ends(prefix: str, ends: Ends) -> Iterator[str]:
@@ -181,12 +200,14 @@ def _install_ends(prefix: str, ends: Ends) -> Iterator[str]:
         return
     watch = Watch(_bypassed_links(ends))
     runner = ModelRunner(ends, watch, *(_end_runner(block, watch) for block in (own_stem, head)))
-    for name in ends.methods:
-        setattr(ends.model, name, ModelForward(runner, name))
+    methods = {name: ModelForward(runner, name) for name in ends.methods}
+    for name, method in methods.items():
+        setattr(ends.model, name, method)
     pooled = head is not None and runner.pools_plainly
     shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]
     text = ", ".join(f"{n} by {op_names(b, pooled=p)[0]}" for n, b, p in shown if b is not None)
-    ends.model.extra_repr = PatchedRepr(ends.model, text)
+    ends.model.extra_repr = PatchedRepr(ends.model, text, methods.values())
+    ends.model._replicate_for_data_parallel = ReplicateUnpatched(ends.model)
     if pooled:
         yield prefix + str(ends.head_name)
 

@@ -19,6 +19,10 @@ from .inference import BlockRunner, Watch, checked, pooled_head, transformed
 
 
 class _Forward:
+    """``enabled``: off once the patch was taken back, for whoever has kept or wrapped it."""
+
+    enabled = True
+
     @property
     def __code__(self) -> CodeType:
         """``torch.export`` asks a module's forward for its source location."""
@@ -33,7 +37,7 @@ class BlockForward(_Forward):
         self.runner = runner
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.module.training and self.runner.usable(x):
+        if self.enabled and not self.module.training and self.runner.usable(x):
             return self.runner.run(x)
         return type(self.module).forward(self.module, x)
 
@@ -95,7 +99,11 @@ class ModelRunner:
         methods = (*self.ends.methods, *self.ends.bypassed_methods)
         own = vars(self.ends.model)
         replaced = (own[name] for name in methods if name in own)
-        return self.watch.unchanged() and all(isinstance(m, ModelForward) for m in replaced)
+        return (
+            self.watch.unchanged()
+            and self.ends.pools_plainly() == self.pools_plainly
+            and all(isinstance(m, ModelForward) for m in replaced)
+        )
 
     def run(self, method: str, x: Tensor) -> Tensor:
         computed = self.forward if method == "forward" else self.forward_features
@@ -144,7 +152,7 @@ class ModelForward(_Forward):
         self.method = method
 
     def __call__(self, x: Tensor) -> Any:
-        if self.runner.ready():
+        if self.enabled and self.runner.ready():
             return self.runner.run(self.method, x)
         model = self.runner.ends.model
         return getattr(type(model), self.method)(model, x)
@@ -157,12 +165,36 @@ class ModelForward(_Forward):
 
 
 class PatchedRepr:
-    """The ``extra_repr`` of a patched module: its own, and the ops that it runs on."""
+    """The ``extra_repr`` of a patched module: its own, and the ops that it runs on. ``forwards``:
+    what else the patch put on the module, which may be wrapped by now and not be found there."""
 
-    def __init__(self, module: nn.Module, ops: str):
+    def __init__(self, module: nn.Module, ops: str, forwards: Iterable[_Forward]):
         self.module = module
         self.ops = ops
+        self.forwards = tuple(forwards)
+
+    def disable(self) -> None:
+        for forward in self.forwards:
+            forward.enabled = False
 
     def __call__(self) -> str:
         own = type(self.module).extra_repr(self.module)
         return f"{own}, effv2: {self.ops}" if own else f"effv2: {self.ops}"
+
+
+class ReplicateUnpatched:
+    """The ``_replicate_for_data_parallel`` of a patched module: ``nn.DataParallel`` copies a
+    module's attributes to other devices, and there a forward of ours would serve the original."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        for name in [n for n, value in vars(replica).items() if isinstance(value, OURS)]:
+            del replica.__dict__[name]
+        return replica
+
+
+# What a patch leaves in the ``__dict__`` of a module.
+OURS = (BlockForward, ModelForward, PatchedRepr, ReplicateUnpatched)

@@ -50,6 +50,13 @@ def conv_norm(
     return ConvNorm(conv, norm, activation(act), padding_of(conv, same_types))
 
 
+def refuse_drop_path(module: nn.Module | None, kind: type[nn.Module]) -> None:
+    """Raise Unsupported unless the module is the library's drop path, which in evaluation does
+    nothing, or none at all."""
+    if type(module) not in (kind, nn.Identity, type(None)):
+        raise Unsupported(f"its drop path is a {type(module).__name__}")
+
+
 def activation(act: nn.Module | str) -> str:
     name = act if isinstance(act, str) else name_of(act)
     if name not in ACTS:

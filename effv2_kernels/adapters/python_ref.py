@@ -48,7 +48,7 @@ class ReferenceEnds(Ends):
 
     methods = ("forward",)
     bypassed_methods = ("forward_features", "forward_head")
-    bypassed = ("head", "pool", "dropout")
+    bypassed = ("head", "pool")
 
     def original_stem(self, x: Tensor) -> Tensor:
         return self.model.stem(x)
@@ -63,7 +63,7 @@ class ReferenceEnds(Ends):
         return self.model.forward_head(x)
 
     def after_pool(self, pooled: Tensor) -> Tensor:
-        return self.model.classifier(pooled)
+        return self.model.classifier(self.model.dropout(pooled))
 
     def pools_plainly(self) -> bool:
         pool = self.model.pool
@@ -100,6 +100,7 @@ def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
 
 
 def _mbconv(module: nn.Module) -> MBConv:
+    _common.refuse_drop_path(module.drop_path, _library()[0].DropPath)
     return MBConv(
         expand=None if module.expand is None else _conv_norm(module.expand, kind="pointwise"),
         depthwise=_conv_norm(module.depthwise, kind="depthwise"),
@@ -110,6 +111,7 @@ def _mbconv(module: nn.Module) -> MBConv:
 
 
 def _fused_mbconv(module: nn.Module) -> FusedMBConv | ConvBNAct:
+    _common.refuse_drop_path(module.drop_path, _library()[0].DropPath)
     se = _squeeze_excite(module.se)
     if module.project is not None:
         expand, project = _conv_norm(module.expand), _conv_norm(module.project, kind="pointwise")

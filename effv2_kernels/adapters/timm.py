@@ -104,9 +104,7 @@ def _refuse_extras(module: nn.Module) -> None:
         raise Unsupported("it starts with a space-to-depth convolution")
     if type(getattr(module, "aa", None)) not in (nn.Identity, type(None)):
         raise Unsupported("it has an anti-aliasing layer between its convolutions")
-    drop_path = getattr(module, "drop_path", None)
-    if type(drop_path) not in (nn.Identity, _library().layers.DropPath, type(None)):
-        raise Unsupported(f"its drop path is a {type(drop_path).__name__}")
+    _common.refuse_drop_path(getattr(module, "drop_path", None), _library().layers.DropPath)
 
 
 def _conv_norm(conv: nn.Module, norm: nn.Module, *, kind: str = "dense") -> ConvNorm:

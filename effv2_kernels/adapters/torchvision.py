@@ -7,7 +7,7 @@ from functools import cache
 from torch import Tensor, nn
 
 from ..blocks import Block, ConvBNAct, ConvNorm, FusedMBConv, MBConv, Refusal
-from ._common import Unsupported, conv_norm, squeeze_excite
+from ._common import Unsupported, conv_norm, refuse_drop_path, squeeze_excite
 from .ends import Ends
 
 
@@ -95,6 +95,7 @@ def _conv_norm_act(module: nn.Module, kind: str = "dense") -> ConvNorm:
 
 def _mbconv(module: nn.Module) -> MBConv:
     library, misc = _library()
+    refuse_drop_path(module.stochastic_depth, library.StochasticDepth)
     parts = list(module.block)
     if len(parts) not in (3, 4) or type(parts[-2]) is not misc.SqueezeExcitation:
         raise Unsupported("its squeeze-excite is not torchvision's SqueezeExcitation")
@@ -111,6 +112,7 @@ def _mbconv(module: nn.Module) -> MBConv:
 
 
 def _fused_mbconv(module: nn.Module) -> FusedMBConv | ConvBNAct:
+    refuse_drop_path(module.stochastic_depth, _library()[0].StochasticDepth)
     parts = list(module.block)
     if len(parts) == 1:
         return ConvBNAct(_conv_norm_act(parts[0]), residual=module.use_res_connect)

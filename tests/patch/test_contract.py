@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from contextlib import redirect_stdout
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import effv2_kernels as ek
+from tests.conftest import LIBRARIES
 from tests.support import assert_as_close_as_pytorch, in_float64, randomise, relative_error
 
 
@@ -56,6 +58,36 @@ def test_unpatch_leaves_no_trace(small_model, image):
     assert not ek.is_patched(small_model) and str(small_model) == printed
     for module, before in zip(small_model.modules(), attributes, strict=True):
         assert module.__dict__.keys() == before.keys()
+
+
+def test_unpatch_reaches_a_forward_that_was_wrapped(small_model, image):
+    """As hooking libraries do: ours is kept inside of theirs, which nobody can look into."""
+    name = ek.patch(small_model).patched[3].name
+    block = small_model.get_submodule(name)
+    ours = block.forward
+    block.forward = lambda x: ours(x) * 2
+    ek.unpatch(small_model)
+    assert not ek.is_patched(small_model)
+    with torch.no_grad(), torch.autograd.profiler.profile() as seen:
+        small_model(image)
+    assert not any(event.name.startswith("effv2::") for event in seen.function_events)
+
+
+def test_random_numbers_in_a_forward_stay_the_callers(image):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = LIBRARIES["python_ref"]()
+
+        def forward(self, x):
+            return self.body(x + random.random() + torch.rand(1))
+
+    model = Noisy().eval()
+    torch.manual_seed(5), random.seed(5)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(5), random.seed(5)
+    assert ek.patch(model).coverage > 0.9
+    assert (torch.rand(1), random.random()) == expected
 
 
 def test_patch_is_idempotent(small_model, image):
@@ -124,7 +156,6 @@ def test_a_block_inside_a_foreign_model_is_found(image):
 
 
 def test_strict_raises_and_changes_nothing(small_model):
-    target = next(m for m in small_model.modules() if isinstance(m, nn.Conv2d))
     blocks = [e.name for e in ek.patch(small_model).patched]
     ek.unpatch(small_model)
     inner = small_model.get_submodule(blocks[3])

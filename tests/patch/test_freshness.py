@@ -99,6 +99,7 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "under inference_mode": _under_inference_mode,
     "gamma": no_grad(lambda m: a_norm(m).weight.mul_(3)),
     "beta.data": lambda m: a_norm(m).bias.data.add_(1),
+    "one row of a weight, in place": no_grad(lambda m: a_conv(m).weight[-1].mul_(50)),
     "running_mean": no_grad(lambda m: a_norm(m).running_mean.add_(1)),
     "running_var.data": lambda m: a_norm(m).running_var.data.mul_(9),
     "eps": lambda m: setattr(a_norm(m), "eps", 3.0),
@@ -230,6 +231,46 @@ def test_packed_shapes_do_not_pile_up(small_model):
     caches = [runner.cache for runner in runners if hasattr(runner, "cache")]
     states = [cache._state for cache in caches if cache._state is not None]
     assert max(len(state.packed) for state in states) <= MAX_PACKED_SHAPES
+
+
+def test_more_shapes_in_turn_than_are_packed(monkeypatch):
+    """A cache that packed for each of them would spend its time on packing."""
+    import python_ref
+    from effv2_kernels import folding
+
+    block = randomise(python_ref.create("b0")).eval().stages[1][0]
+    ek.patch(block)
+    packings = []
+    honest = folding.pack_for_onednn
+    monkeypatch.setattr(
+        folding, "pack_for_onednn", lambda *args: packings.append(1) or honest(*args)
+    )
+    channels = block.expand.conv.in_channels
+    images = [torch.randn(n, channels, 9, 9) for n in range(1, folding.MAX_PACKED_SHAPES + 3)]
+    with torch.no_grad():
+        for image in images * 12:
+            block(image)
+        assert len(packings) == folding.MAX_PACKED_SHAPES
+        for _ in range(20):  # what comes often enough is packed all the same
+            block(images[-1])
+    assert len(packings) == folding.MAX_PACKED_SHAPES + 1
+
+
+@pytest.mark.parametrize("change", ["weight", "running_var", "num_batches_tracked", "none"])
+def test_the_version_counters_alone(change):
+    """What there is on a GPU, whose contents are not read."""
+    from effv2_kernels.folding import Stamp
+
+    conv, norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+    stamp = Stamp([conv, norm], [], sample=False)
+    if change == "weight":
+        with torch.no_grad():
+            conv.weight[7, 2, 1, 1].add_(1)
+    elif change == "running_var":
+        norm.running_var.mul_(2)
+    elif change == "num_batches_tracked":
+        norm.num_batches_tracked.add_(1)
+    assert stamp.matches() == (change == "none")
 
 
 def test_weights_made_under_inference_mode(image):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import effv2_kernels as ek
+import python_ref
 from tests.support import assert_as_close_as_pytorch, in_float64, randomise, relative_error
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
@@ -221,6 +222,86 @@ def test_altered_insides(alter, when):
             expected = "blocks.3.1" if alter is _dilate else "blocks.1.0"
             assert [entry.name for entry in report.skipped] == [expected]
         assert relative_error(model(x), altered(x)) < 1e-4
+
+
+class Triple(nn.Module):
+    def forward(self, x):
+        return 3 * x
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("drop_path", lambda: timm.create_model("tf_efficientnetv2_b0")),
+        ("drop_path", lambda: python_ref.create("b0")),
+        ("stochastic_depth", models.efficientnet_b0),
+    ],
+)
+def test_another_drop_path_is_refused(name, build):
+    model = randomise(build()).double().eval()  # it amplifies rounding
+    for module in [m for m in model.modules() if hasattr(m, name)]:
+        setattr(module, name, Triple())
+    report = ek.patch(model)
+    plain = copy.deepcopy(model)
+    ek.unpatch(plain)
+    assert any("drop path is a Triple" in entry.reason for entry in report.skipped)
+    x = torch.randn(1, 3, 48, 48, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(model(x), plain(x)) < 1e-9
+
+
+def test_a_class_whose_forward_was_replaced_is_refused(monkeypatch):
+    kind = timm.models._efficientnet_blocks.SqueezeExcite
+    honest = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: honest(self, x) * 2)
+    model = randomise(timm.create_model("tf_efficientnetv2_b0")).eval()
+    x = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        expected = model(x)
+        report = ek.patch(model)
+        assert {entry.reason for entry in report.skipped} == {
+            "the forward of SqueezeExcite was replaced, for the class"
+        }
+        assert relative_error(model(x), expected) < 1e-4
+
+
+@pytest.mark.parametrize("change", ["dropout", "pool"])
+def test_what_lies_between_head_and_classifier(change):
+    if change == "dropout":
+        model = python_ref.create("b0")
+        model.dropout = nn.LayerNorm(1280)
+    else:
+        model = models.efficientnet_b0(num_classes=10)
+        model.classifier = nn.Identity()
+    randomise(model).eval()
+    ek.patch(model)
+    if change == "pool":
+        model.avgpool.output_size = 2
+    plain = copy.deepcopy(model)
+    ek.unpatch(plain)
+    x = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        assert relative_error(model(x), plain(x)) < 1e-4
+
+
+def test_another_approximation_of_gelu():
+    """An attribute of an activation, which no replaced module gives away."""
+    model = randomise(python_ref.create("b0"))
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if type(child) is nn.SiLU:
+                module._modules[name] = nn.GELU()
+    model.eval()
+    assert not ek.patch(model).skipped
+    x = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        model(x)
+        for module in model.modules():
+            if type(module) is nn.GELU:
+                module.approximate = "tanh"
+        plain = copy.deepcopy(model)
+        ek.unpatch(plain)
+        assert relative_error(model(x), plain(x)) < 1e-5
 
 
 @pytest.mark.parametrize("target", ["conv_head", "bn2", "global_pool", "conv_stem", "bn1"])

@@ -280,14 +280,50 @@ def test_functional_call_uses_the_given_weights(small_model, image):
 @pytest.mark.parametrize("wrong", ["rank", "channels", "dtype", "device"])
 def test_wrong_input_raises_one_clear_error(wrong, small_model):
     ek.patch(small_model)
-    x = {
-        "rank": torch.randn(3, 5),
-        "channels": torch.randn(1, 4, 33, 33),
-        "dtype": torch.randn(1, 3, 33, 33, dtype=torch.float64),
-        "device": torch.randn(1, 3, 33, 33, device="meta"),
+    x, message = {
+        "rank": (torch.randn(3, 5), r"4D|3D \(unbatched\) or 4D"),
+        "channels": (torch.randn(1, 4, 33, 33), "effv2::stem: .* takes 3 channels"),
+        "dtype": (torch.randn(1, 3, 33, 33, dtype=torch.float64), "expected scalar type Double"),
+        "device": (torch.randn(1, 3, 33, 33, device="meta"), "meta"),
     }[wrong]
-    with torch.no_grad(), pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+    with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError), match=message):
         small_model(x)
+
+
+def test_replicas_of_data_parallel_serve_themselves(small_model, image):
+    """As ``nn.DataParallel`` makes them: a module's attributes copied, its tensors set anew."""
+    plain = copy.deepcopy(small_model)
+    ek.patch(small_model)
+
+    def replicas(model):
+        copies = {m: m._replicate_for_data_parallel() for m in model.modules()}
+        for module, replica in copies.items():
+            for name, child in module._modules.items():
+                replica._modules[name] = copies[child]
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    replica._parameters[name] = None
+                else:
+                    setattr(replica, name, parameter.detach() * 1.5)
+            replica._buffers.update(module._buffers)
+        return copies[model]
+
+    with torch.no_grad():
+        expected = replicas(plain)(image)
+        assert relative_error(replicas(small_model)(image), expected) < 1e-4
+        assert relative_error(small_model(image), plain(image)) < 1e-4
+
+
+def test_jit_trace(small_model, image):
+    """The original forward is traced: folded weights would be constants of the trace."""
+    plain = copy.deepcopy(small_model)
+    ek.patch(small_model)
+    with torch.no_grad():
+        traced = torch.jit.trace(small_model, image)
+        assert relative_error(traced(image), plain(image)) < 1e-4
+        for norm in (m for m in small_model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.mul_(1.5)
+        assert relative_error(traced(image), small_model(image)) < 1e-4
 
 
 def test_an_empty_batch(small_model):
