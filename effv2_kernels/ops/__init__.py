@@ -17,7 +17,7 @@ from . import (
     squeeze_excite_gate,
     stem,
 )
-from ._library import fill_cuda_with_aten, has_kernel
+from ._library import has_kernel, register_cuda
 
 FAMILIES = {
     module.NAME: module
@@ -36,4 +36,4 @@ FAMILIES = {
 NATIVE = _native.load()
 NATIVE_OPS = frozenset(name for name in FAMILIES if has_kernel(name, "CUDA"))
 for _name, _family in FAMILIES.items():
-    fill_cuda_with_aten(_name, _family.fake, _family.aten)
+    register_cuda(_name, _family.fake, [_family.aten])

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,10 +44,24 @@ def register(
     return name
 
 
-def fill_cuda_with_aten(name: str, fake: Callable, aten: Callable) -> None:
-    """Let CUDA tensors run ``aten`` where the native library has brought no kernel."""
-    if not has_kernel(name, "CUDA"):
-        LIBRARY.impl(name, _checked(name, fake, aten), "CUDA")
+def register_cuda(name: str, fake: Callable, implementations: Sequence[Callable]) -> None:
+    """Let CUDA tensors run the first of ``implementations`` that does not decline, by returning
+    NotImplemented, what it is asked for; the last one never does. An op that the native library
+    brought whole stays as it is."""
+    if has_kernel(name, "CUDA"):
+        return
+    if len(implementations) == 1:
+        LIBRARY.impl(name, _checked(name, fake, implementations[0]), "CUDA")
+        return
+
+    def first_that_can(*args: Any) -> Any:
+        for implementation in implementations:
+            result = implementation(*args)
+            if result is not NotImplemented:
+                return result
+        raise AssertionError(f"effv2::{name}: the last implementation declined")
+
+    LIBRARY.impl(name, _checked(name, fake, first_that_can), "CUDA")
 
 
 def has_kernel(name: str, dispatch_key: str) -> bool:

@@ -1,0 +1,56 @@
+"""What a launch choice needs to know of a GPU, known without having one."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU. Sizes are in bytes; registers are 32-bit ones of a multiprocessor (SM)."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    registers_per_multiprocessor: int
+    l2_bytes: int
+
+    @property
+    def has_wgmma(self) -> bool:
+        """Hopper's warpgroup matrix instruction, which neither older nor newer GPUs have."""
+        return self.capability == (9, 0)
+
+
+# By the architecture that a kernel is compiled for: the GPU that is bought most for it
+# (CUDA programming guide, table of technical specifications; NVIDIA's data sheets).
+KNOWN = {
+    "sm_80": Target("NVIDIA A100-SXM4-80GB", (8, 0), 108, 166_912, 167_936, 65_536, 40 << 20),
+    "sm_90a": Target("NVIDIA H200", (9, 0), 132, 232_448, 233_472, 65_536, 50 << 20),
+    "sm_100": Target("NVIDIA B200", (10, 0), 148, 232_448, 233_472, 65_536, 126 << 20),
+}
+
+
+def of_device(device: torch.device) -> Target:
+    """The GPU that ``device`` (with or without an index) is; read once a device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _of_index(index)
+
+
+@functools.cache
+def _of_index(index: int) -> Target:
+    found: Any = torch.cuda.get_device_properties(index)  # torch types fewer fields than it has
+    return Target(
+        name=found.name,
+        capability=(found.major, found.minor),
+        multiprocessors=found.multi_processor_count,
+        shared_per_block=found.shared_memory_per_block_optin,
+        shared_per_multiprocessor=found.shared_memory_per_multiprocessor,
+        registers_per_multiprocessor=found.regs_per_multiprocessor,
+        l2_bytes=found.L2_cache_size,
+    )
