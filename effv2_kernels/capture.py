@@ -1,21 +1,188 @@
-"""``capture``: run a model as a CUDA graph, one graph a shape."""
+"""``capture``: run a model as CUDA graphs, one for each kind of input, without launch overhead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
+
+from .folding import Stamp
+from .inference import Watch, hooks_of
+from .modules import links_of
+from .wrappers import caches_of
+
+_WARM_UPS = 3
+_MOST_GRAPHS = 32
 
 
-def capture(model: nn.Module, example_input: Tensor) -> Callable[[Tensor], Tensor]:
-    """A callable like ``model`` for inputs like ``example_input``, without launch overhead.
+def capture(model: nn.Module, example_input: Tensor) -> Callable[[Tensor], Any]:
+    """A callable like ``model`` for inference, without the cost of launching its kernels one by
+    one: on a GPU a ``GraphRunner``, on the CPU, where there is nothing to capture, the model.
 
-    On the CPU that is the model itself: there is nothing to capture. CUDA tensors raise
-    RuntimeError: this version does not capture CUDA graphs yet.
+    example_input: (N, C, H, W); the first graph is recorded for it. Other shapes, dtypes, memory
+        formats and autocast settings get theirs when they come.
     """
-    if example_input.device.type == "cpu":
+    if not example_input.is_cuda:
         return model
-    raise RuntimeError(
-        "effv2_kernels.capture: this version does not capture CUDA graphs yet; "
-        'torch.compile(model, mode="reduce-overhead") does'
-    )
+    runner = GraphRunner(model)
+    runner.prepare(example_input)
+    return runner
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """input: what a replay reads; outputs: what it writes, in the structure of the model's."""
+
+    input: Tensor
+    outputs: Any
+    replay: Callable[[], None]
+
+
+class GraphRunner:
+    """Replays ``model``, recorded once for each kind of input.
+
+    - Outputs are the caller's own: the next call does not write over them.
+    - No gradients: the model runs under ``torch.no_grad()``.
+    - A changed weight is seen as in a patched model (see "What to know" in the README): the graphs
+      are recorded again. What makes a graph wrong altogether, training mode, hooks, modules that
+      were replaced, patched or unpatched, lets the model itself run instead; so does a capture that
+      fails. ``reasons`` then says why.
+    - All graphs share one memory pool, and run one after the other, whatever streams and threads
+      call; a call waits on the GPU, not on the CPU.
+    - The 32 kinds of input that came last are kept.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.reasons: dict[Hashable, str] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._forward = vars(model).get("forward")
+        self._watch = Watch(links_of(model))
+        self._leaves = tuple(m for m in model.modules() if m._parameters or m._buffers)
+        self._stamp = Stamp(self._leaves, (), sample=False)
+        self._caches = caches_of(model)
+        # A graph reads the folded weights at their addresses: held here, they stay there.
+        self._folded: list[object] = []
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._last: torch.cuda.Event | None = None
+
+    def prepare(self, x: Tensor) -> None:
+        """Record the graph for inputs like x now."""
+        with self._lock, torch.no_grad():
+            self._graph(x)
+
+    def __call__(self, x: Tensor) -> Any:
+        with self._lock, torch.no_grad():
+            graph = self._graph(x)
+            if graph is not None:
+                return self._run(graph, x)
+        with torch.no_grad():
+            return self.model(x)
+
+    def _graph(self, x: Tensor) -> _Graph | None:
+        key = _kind(x)
+        reason = self._not_now()
+        if reason:
+            self._refuse(key, reason)
+            return None
+        if not (self._stamp.matches() and all(map(is_, self._contents(), self._folded))):
+            self._graphs.clear()
+            self._stamp = Stamp(self._leaves, (), sample=False)
+        graph = self._graphs.pop(key, None) or self._record(key, x)
+        if graph is not None:
+            self._folded = self._contents()
+            self._graphs[key] = graph  # at the end: the first is the one that waits longest
+            self.reasons.pop(key, None)
+            while len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+        return graph
+
+    def _not_now(self) -> str:
+        if self.model.training:
+            return "the model is in training mode"
+        own = vars(self.model).get("forward")
+        if any(hooks_of(self.model)) or own is not self._forward or not self._watch.unchanged():
+            return "a module of the model was replaced, patched, hooked or set to training mode"
+        if not self._stamp.cacheable:
+            return "weights that were made inside torch.inference_mode() leave no trace of a change"
+        return ""
+
+    def _contents(self) -> list[object]:
+        return [cache.contents for cache in self._caches]
+
+    def _record(self, key: Hashable, x: Tensor) -> _Graph | None:
+        static = torch.empty_like(x).copy_(x)
+        self._wait()
+        try:
+            with _device_of(x):
+                outputs, replay, self._pool = record(lambda: self.model(static), self._pool)
+        except RuntimeError as error:  # whatever the model does that no graph can hold
+            self._refuse(key, f"the capture failed: {error}")
+            return None
+        self._done(x)
+        return _Graph(static, outputs, replay)
+
+    def _refuse(self, key: Hashable, reason: str) -> None:
+        if self.reasons.get(key) != reason:
+            warnings.warn(f"effv2_kernels.capture runs the model itself: {reason}", stacklevel=4)
+        self.reasons[key] = reason
+
+    def _run(self, graph: _Graph, x: Tensor) -> Any:
+        with _device_of(x):
+            self._wait()
+            graph.input.copy_(x)
+            graph.replay()
+            outputs = _pytree.tree_map_only(Tensor, torch.clone, graph.outputs)
+            self._done(x)
+        return outputs
+
+    def _wait(self) -> None:
+        """Let this stream's work come after the last replay, on whichever stream that was."""
+        if self._last is not None:
+            self._last.wait()
+
+    def _done(self, x: Tensor) -> None:
+        if x.is_cuda:
+            self._last = torch.cuda.Event()
+            self._last.record(torch.cuda.current_stream(x.device))
+
+
+def record(function: Callable[[], Any], pool: Any) -> tuple[Any, Callable[[], None], Any]:
+    """Capture ``function`` on the current device into a CUDA graph that takes its memory from
+    ``pool`` (None: a new one). Returns the outputs that a replay writes, the replay and the pool.
+
+    It runs a few times before, on a stream of its own as a capture asks for, so that everything
+    that happens once (compiling, allocating, folding weights) is over by then.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    pool = pool or torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    # Only this thread's mistakes end this capture: other threads go on using the GPU meanwhile.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        outputs = function()
+    return outputs, graph.replay, pool
+
+
+def _kind(x: Tensor) -> Hashable:
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else None
+    layout = torch.empty_like(x, device="meta").stride()  # of the copy that a graph reads
+    return x.shape, layout, x.dtype, x.device, dtype
+
+
+def _device_of(x: Tensor) -> Any:
+    return torch.cuda.device_of(x)

@@ -141,6 +141,12 @@ class WeightCache:
     def clear(self) -> None:
         self._state = None
 
+    @property
+    def contents(self) -> object:
+        """What the cache holds now: another object once anything was folded again. Whoever keeps it
+        keeps the weights in memory."""
+        return self._state
+
     def weights(
         self, x: Tensor, dtype: torch.dtype, group: Stamp | None = None, *, known: bool = False
     ) -> Weights:

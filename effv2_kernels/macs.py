@@ -23,7 +23,7 @@ def count(model: nn.Module, in_channels: int) -> tuple[dict[str, int], int]:
     functions too. What runs is a hollow copy on the meta device, without the model's hooks: no
     arithmetic, and nothing of the model is touched.
     """
-    hollow = _hollow_copy(model).eval()
+    hollow = hollow_copy(model).eval()
     dtype = next((p.dtype for p in hollow.parameters()), torch.float32)
     image = torch.empty((1, in_channels, *_input_size(model)), device="meta", dtype=dtype)
     with _random_state_kept(), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -46,7 +46,7 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(state)
 
 
-def _hollow_copy(model: nn.Module) -> nn.Module:
+def hollow_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose tensors are on the meta device, and which no hook listens to."""
     memo: dict[int, object] = {}
     for module in model.modules():

@@ -17,6 +17,7 @@ from .adapters.ends import Ends
 from .backends import choose, runs_on
 from .blocks import Block, ConvBNAct, Refusal, leaves_of
 from .inference import BlockRunner, Watch, hooks_of, op_names
+from .modules import links_of
 from .report import Patched, PatchReport, Skipped
 from .wrappers import (
     OURS,
@@ -184,7 +185,7 @@ def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
 
 
 def _install_block(module: nn.Module, block: Block) -> None:
-    runner = BlockRunner(block, Watch(_links(module)))
+    runner = BlockRunner(block, Watch(links_of(module)))
     module.forward = BlockForward(module, runner)
     module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)), [module.forward])
     module._replicate_for_data_parallel = ReplicateUnpatched(module)
@@ -219,7 +220,7 @@ def _join_checks(model: nn.Module) -> None:
         return
     found = (module.__dict__.get("forward") for module in model.modules())
     blocks = [own.runner for own in found if isinstance(own, BlockForward)]
-    forward.runner.adopt(blocks, Watch(_links(model)))
+    forward.runner.adopt(blocks, Watch(links_of(model)))
 
 
 def _end_runner(block: Block | None, watch: Watch) -> BlockRunner | None:
@@ -232,14 +233,7 @@ def _bypassed_links(ends: Ends) -> Iterator[tuple[nn.Module, str]]:
         parent, _, name = path.rpartition(".")
         yield ends.model.get_submodule(parent), name
     for path in ends.bypassed:
-        yield from _links(ends.model.get_submodule(path))
-
-
-def _links(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    for parent in module.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                yield parent, name
+        yield from links_of(ends.model.get_submodule(path))
 
 
 def _model_order(model: nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapters.ends import Ends
 from .blocks import gates_of
-from .folding import Stamp
+from .folding import Stamp, WeightCache
 from .inference import BlockRunner, Watch, checked, pooled_head, transformed
 
 
@@ -40,6 +40,9 @@ class BlockForward(_Forward):
         if self.enabled and not self.module.training and self.runner.usable(x):
             return self.runner.run(x)
         return type(self.module).forward(self.module, x)
+
+    def caches(self) -> list[WeightCache]:
+        return [self.runner.cache]
 
     def clear(self) -> None:
         self.runner.cache.clear()
@@ -157,11 +160,14 @@ class ModelForward(_Forward):
         model = self.runner.ends.model
         return getattr(type(model), self.method)(model, x)
 
+    def caches(self) -> list[WeightCache]:
+        ends = self.runner.stem, self.runner.head
+        return [end.cache for end in ends if end is not None]
+
     def clear(self) -> None:
         self.runner.clear()
-        for runner in (self.runner.stem, self.runner.head):
-            if runner is not None:
-                runner.cache.clear()
+        for cache in self.caches():
+            cache.clear()
 
 
 class PatchedRepr:
@@ -198,3 +204,10 @@ class ReplicateUnpatched:
 
 # What a patch leaves in the ``__dict__`` of a module.
 OURS = (BlockForward, ModelForward, PatchedRepr, ReplicateUnpatched)
+
+
+def caches_of(model: nn.Module) -> list[WeightCache]:
+    """The folded weights of everything in ``model`` that runs on our ops."""
+    found = (module.__dict__.get("forward") for module in model.modules())
+    forwards = [own for own in found if isinstance(own, (BlockForward, ModelForward))]
+    return [cache for forward in forwards for cache in forward.caches()]
