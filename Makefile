@@ -5,6 +5,10 @@ PYTHON ?= python3
 # The pip requirements (and options) that give PyTorch; `make test TORCH="torch==2.11.0 ..."`.
 TORCH ?= torch torchvision
 VENV ?= .venv
+# Of `make gpu`.
+SECTIONS ?=
+MINUTES ?= 9
+DEVICE ?= cuda
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
 RUN := $(VENV)/bin/python -m
 
@@ -12,7 +16,7 @@ RUN := $(VENV)/bin/python -m
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: help demo info test lint format typecheck bench readme build clean FORCE
+.PHONY: help demo info test lint format typecheck bench readme gpu build clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,12 +44,17 @@ format: build  ## the same, changing files
 typecheck: build  ## mypy
 	$(RUN) mypy
 
-bench: build  ## the CPU benchmark and the README's table (ten quiet minutes)
-	$(RUN) benchmarks cpu
+bench: build  ## the CPU benchmark and the pages' tables (ten quiet minutes)
+	$(RUN) benchmarks cpu --quiet --threads 2
 	$(RUN) benchmarks readme
 
-readme: build  ## the README's table of gains, from the committed CSV files
+readme: build  ## the tables of README.md and benchmarks/README.md, from the committed CSV files
 	$(RUN) benchmarks readme
+
+# With the Python at hand and all that it has: nothing is installed, nothing comes from a network.
+gpu:  ## all that needs an NVIDIA GPU (SECTIONS="models train" MINUTES=9 RESULTS=DIR DEVICE=cpu)
+	$(PYTHON) -m benchmarks gpu --sections "$(SECTIONS)" --minutes $(MINUTES) \
+	  --device $(DEVICE) $(if $(RESULTS),--results "$(RESULTS)")
 
 build: $(VENV)/installed  ## the virtual environment with everything in it
 

@@ -1,4 +1,5 @@
-"""``python -m benchmarks SUITE ...`` measures; ``python -m benchmarks readme`` publishes."""
+"""``python -m benchmarks SUITE ...`` measures; ``plots``, ``readme`` and ``compare`` read what was
+measured; ``gpu`` is what ``make gpu`` runs."""
 
 from __future__ import annotations
 
@@ -9,42 +10,88 @@ from pathlib import Path
 
 from effv2_kernels.cli.networks import NetworkError
 
-from . import readme, results
+from . import compare, gpu, options, plots, readme, results
+from .options import Options
 from .quiet import MachineBusy
 from .suites import SUITES
 from .tables import text
-from .timing import WrongOutput
+
+_ERRORS = (NetworkError, MachineBusy, ValueError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run suites, or another command; returns the exit status: 1 if anything was wrong, though the
+    rest was done, 2 for arguments that make no sense."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in COMMANDS:
+        module = COMMANDS[argv[0]]
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks {argv[0]}")
+        module.add_arguments(parser)
+        return module.command(parser.parse_args(argv[1:]))
     arguments = _parser().parse_args(argv)
-    if arguments.command == "readme":
-        return readme.run(check=arguments.check)
     try:
-        rows = SUITES[arguments.command].run(arguments)
-    except (NetworkError, WrongOutput, MachineBusy) as error:
-        print(f"benchmarks {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    print(text(rows))
-    path = Path(arguments.out) if arguments.out else _default_path(arguments.command)
-    results.upsert(path, rows)
-    print(f"\nwritten: {path}")
-    return 0
+        chosen = options.parse(arguments)
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    everything = "all" in arguments.suites
+    names = tuple(SUITES) if everything else tuple(dict.fromkeys(arguments.suites))
+    for done, name in enumerate(names):
+        if len(names) > 1:
+            print(f"== {name} ({done + 1} of {len(names)})", file=sys.stderr, flush=True)
+        measure(name, chosen.under(chosen.budget.share(len(names) - done)))
+    if everything:
+        plots.draw(chosen.folder)
+    if chosen.failures:
+        print("\nfailed:", *chosen.failures, sep="\n  ", file=sys.stderr)
+    return int(bool(chosen.failures))
 
 
-def _default_path(suite: str) -> Path:
-    return results.FOLDER / "cpu" / f"{suite}.csv"
+def measure(name: str, chosen: Options) -> None:
+    """Run one suite; write its rows case by case, and print them."""
+    rows = []
+    try:
+        for found in SUITES[name].run(chosen):
+            for path, part in _by_file(name, chosen, found).items():
+                results.upsert(path, part)
+            rows += found
+    except _ERRORS as error:
+        print(f"benchmarks {name}: {error}", file=sys.stderr)
+        chosen.failures.append(f"{name}: {error}")
+    print(text(rows), flush=True)
+
+
+def _by_file(name: str, chosen: Options, rows: list[results.Row]) -> dict[Path, list[results.Row]]:
+    """What a device measured goes into the device's folder; what was counted, quoted or compiled
+    into ``static``, beside it."""
+    static = (chosen.out or results.FOLDER) / "static"
+    found: dict[Path, list[results.Row]] = {}
+    for row in rows:
+        if name == "static":
+            path = static / f"{row.suite}.csv"
+        elif row.gpu == results.NO_DEVICE:
+            path = static / "counts.csv"
+        else:
+            path = chosen.folder / "results.csv"
+        found.setdefault(path, []).append(row)
+    return found
+
+
+COMMANDS = {"readme": readme, "plots": plots, "compare": compare, "gpu": gpu}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, suite in SUITES.items():
-        command = commands.add_parser(name, help=suite.HELP)
-        suite.add_arguments(command)
-        command.add_argument("--out", metavar="FILE", help="CSV to update (default: the committed)")
-    table = commands.add_parser("readme", help="write the README's table from the CSV files")
-    table.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    listed = [f"  {suite.name:<18}{suite.help}" for suite in SUITES.values()]
+    others = [f"  {name:<18}{module.HELP}" for name, module in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(["suites:", *listed, "", "other commands:", *others]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="+", metavar="SUITE", choices=("all", *SUITES),
+                        help="one or more of those below, or all")  # fmt: skip
+    options.add_arguments(parser)
     return parser
 
 

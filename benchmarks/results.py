@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import csv
 import datetime
+import re
 import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from effv2_kernels.cli.info import cpu_name, driver_version, version_of
-from effv2_kernels.cli.timing import Quantiles
+from effv2_kernels.cli.timing import Quantiles, quantiles
 
 FOLDER = Path(__file__).parent / "results"
+#: The ``gpu`` of a row that no device computed: a count, or a figure of the paper.
+NO_DEVICE = "none"
 KEY = ("suite", "case", "impl", "metric", "batch", "resolution", "dtype", "gpu")
 
 
@@ -65,11 +68,25 @@ class Environment:
     date: str
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name; for a CPU also the vector instructions that PyTorch uses, and the threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    isa = torch.backends.cpu.get_cpu_capability()
+    return f"CPU {cpu_name()}, {isa} ({torch.get_num_threads()} threads)"
+
+
+def slug(device: torch.device) -> str:
+    """The name of the folder of a device's results: "nvidia_h200", "cpu"."""
+    if device.type != "cuda":
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(device).lower()).strip("_")
+
+
 def environment(device: torch.device) -> Environment:
     on_gpu = device.type == "cuda"
-    threads = f"{torch.get_num_threads()} threads"
     return Environment(
-        gpu=torch.cuda.get_device_name(device) if on_gpu else f"CPU {cpu_name()} ({threads})",
+        gpu=device_name(device),
         torch=torch.__version__,
         triton=version_of("triton"),
         driver=driver_version() if on_gpu else "none",
@@ -87,8 +104,8 @@ def row(
     impl: str,
     metric: str,
     unit: str,
-    batch: int,
-    resolution: int,
+    batch: int | str,
+    resolution: int | str,
     dtype: str,
 ) -> Row:
     return Row(
@@ -108,6 +125,59 @@ def row(
     )
 
 
+def maker(
+    device: torch.device,
+    *,
+    suite: str,
+    case: str,
+    batch: int | str,
+    resolution: int | str,
+    dtype: str,
+) -> Callable[[str, str, str, Quantiles], Row]:
+    """A function of (impl, metric, unit, quantiles) that makes the rows of one case."""
+    where = environment(device)
+
+    def make(impl: str, metric: str, unit: str, q: Quantiles) -> Row:
+        return row(
+            where,
+            q,
+            suite=suite,
+            case=case,
+            impl=impl,
+            metric=metric,
+            unit=unit,
+            batch=batch,
+            resolution=resolution,
+            dtype=dtype,
+        )
+
+    return make
+
+
+def static_maker(
+    *, suite: str, case: str, batch: int | str, resolution: int | str, dtype: str = "any"
+) -> Callable[[str, str, str, float], Row]:
+    """A function of (impl, metric, unit, value) for numbers that are counted or quoted: no device,
+    no spread."""
+    where = replace(environment(torch.device("cpu")), gpu=NO_DEVICE)
+
+    def make(impl: str, metric: str, unit: str, value: float) -> Row:
+        return row(
+            where,
+            quantiles([value]),
+            suite=suite,
+            case=case,
+            impl=impl,
+            metric=metric,
+            unit=unit,
+            batch=batch,
+            resolution=resolution,
+            dtype=dtype,
+        )
+
+    return make
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a file; none if it does not exist. Raises ValueError for other columns."""
     if not path.exists():
@@ -117,6 +187,11 @@ def read(path: Path) -> list[Row]:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{path} has the columns {reader.fieldnames}, not {COLUMNS}")
         return [Row(**entry) for entry in reader]
+
+
+def read_all(folder: Path = FOLDER) -> list[Row]:
+    """The rows of every file below ``folder``."""
+    return [row for path in sorted(folder.rglob("*.csv")) for row in read(path)]
 
 
 def upsert(path: Path, rows: Iterable[Row]) -> None:

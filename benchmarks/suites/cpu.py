@@ -1,129 +1,84 @@
-"""A whole network on the CPU: eager PyTorch in both layouts, ``torch.compile`` and effv2."""
+"""A whole network on the CPU: eager PyTorch in both layouts, ``torch.compile`` and effv2, two at a
+time."""
 
 from __future__ import annotations
 
-import argparse
 import copy
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-import effv2_kernels
-from effv2_kernels.cli import networks
-from effv2_kernels.cli.timing import Quantiles, paired_ratio, quantiles
+from effv2_kernels.cli.timing import paired_ratio, quantiles
 
-from .. import results, timing
+from .. import implementations, results, timing
+from ..catalogue import Entry, find
+from ..implementations import EAGER
+from ..options import Options
 from ..quiet import Monitor
+from ..results import Row
+from . import networks
 
-HELP = "a network on the CPU against eager PyTorch and torch.compile"
-IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "compile_freezing", "effv2")
 DEFAULT_IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "effv2")
-EAGER = "eager_nchw"
+_ROUNDS = 41
+_HURRIED_ROUNDS = 5  # under a time budget
+_CPU = torch.device("cpu")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--resolution", type=int, default=224)
-    parser.add_argument(
-        "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
-    )
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        default=41,
-        help="timed rounds of each pair of implementations (default: %(default)s)",
-    )
-    parser.add_argument("--impl", nargs="+", choices=IMPLS, default=list(DEFAULT_IMPLS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--quiet",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="repeat rounds in which other processes used more than 5 %% of the cores",
-    )
-    parser.add_argument("--model", default="efficientnetv2_s")
-    parser.add_argument("--library", choices=networks.LIBRARIES, default="timm")
-
-
-def run(arguments: argparse.Namespace) -> list[results.Row]:
-    """Measure all cases. Raises timing.WrongOutput where an output is wrong, quiet.MachineBusy
-    where other processes leave no time to measure."""
-    network = networks.build(arguments.model, arguments.library)
+def cpu(options: Options) -> Iterator[list[Row]]:
+    """All cases. Raises quiet.MachineBusy where other processes leave no time to measure."""
+    resolution = options.resolution or 224
     draw = torch.Generator().manual_seed(0)
-    shape = (3, arguments.resolution, arguments.resolution)
-    networks.calibrate(network.model, (torch.randn(8, *shape, generator=draw) for _ in range(3)))
-    rows = []
-    with _threads(arguments.threads):
-        for dtype in arguments.dtype:
-            model = copy.deepcopy(network.model).to(getattr(torch, dtype))
-            for batch in arguments.batch:
-                images = torch.randn(batch, *shape, generator=draw).to(getattr(torch, dtype))
-                rows += _case(arguments, network, model, images, dtype)
-    return rows
+    with _threads(options.threads or torch.get_num_threads()):
+        for name in options.models or ("efficientnetv2_s",):
+            entry = find(name, options.library)
+            model = networks.prepared(entry, resolution, _CPU)
+            for dtype in options.dtype or ("float32", "bfloat16"):
+                for batch in options.batch or (1, 8):
+                    title = f"{entry.title}, batch {batch}, {dtype}"
+                    if options.budget.allows(title):
+                        shape = batch, 3, resolution, resolution
+                        images = torch.randn(shape, generator=draw)
+                        print(f"{title}: checking, then timing", file=sys.stderr)
+                        yield list(_rows(entry, model, images, dtype, options))
 
 
-def implementations(
-    names: list[str], model: nn.Module, images: Tensor
-) -> dict[str, Callable[[], Tensor]]:
-    """The named ways to run the network on these images. The model itself is left as it is."""
-    nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    images_nhwc = images.contiguous(memory_format=torch.channels_last)
-    patched = copy.deepcopy(nhwc)
-    effv2_kernels.patch(patched, backend="cpu", training=False)
-    torch._dynamo.reset()  # each case is compiled for its own shape, as a user's would be
-    compiled = torch.compile(nhwc, dynamic=False)
-    frozen = torch.compile(copy.deepcopy(nhwc), dynamic=False, options={"freezing": True})
-    known: dict[str, Callable[[], Tensor]] = {
-        "eager_nchw": lambda: model(images),
-        "eager_nhwc": lambda: nhwc(images_nhwc),
-        "compile_default": lambda: compiled(images_nhwc),
-        "compile_freezing": lambda: frozen(images_nhwc),
-        "effv2": lambda: patched(images_nhwc),
-    }
-    return {name: known[name] for name in known if name in names}
-
-
-def _case(
-    arguments: argparse.Namespace,
-    network: networks.Network,
-    model: nn.Module,
-    images: Tensor,
-    dtype: str,
-) -> Iterator[results.Row]:
-    device = torch.device("cpu")
-    names = [EAGER, *arguments.impl]
-    title = f"{network.title}, batch {len(images)}, {dtype}"
-    print(f"{title}: checking the outputs (torch.compile takes a minute)", file=sys.stderr)
-    calls = implementations(names, model, images)  # outside: weights made in inference mode
-    with torch.inference_mode():  # have no version counters, so that nothing could be cached
+def _rows(
+    entry: Entry, model: nn.Module, images: Tensor, dtype: str, options: Options
+) -> Iterator[Row]:
+    kind, context = implementations.precision(dtype, _CPU)
+    with torch.inference_mode():
         reference = copy.deepcopy(model).double()(images.double())
-        monitor = Monitor() if arguments.quiet else None
-        pairs = timing.measure_pairs(calls, reference, EAGER, arguments.pairs, device, monitor)
-    where = results.environment(device)
-
-    def entry(impl: str, metric: str, unit: str, q: Quantiles) -> results.Row:
-        return results.row(
-            where,
-            q,
-            suite="cpu",
-            case=network.title,
-            impl=impl,
-            metric=metric,
-            unit=unit,
-            batch=len(images),
-            resolution=images.shape[-1],
-            dtype=dtype,
-        )
-
+    model, images = copy.deepcopy(model).to(kind), images.to(kind)
+    names = dict.fromkeys((EAGER, *(options.impl or DEFAULT_IMPLS)))
+    calls = {name: implementations.inference(name, model, images) for name in names}
+    monitor = Monitor() if options.quiet else None
+    hurried = options.budget.left() < math.inf
+    rounds = options.rounds or (_HURRIED_ROUNDS if hurried else _ROUNDS)
+    try:
+        with torch.inference_mode(), context:
+            pairs = timing.measure_pairs(calls, reference, EAGER, rounds, _CPU, monitor)
+    except timing.WrongOutput as wrong:
+        print(wrong, file=sys.stderr)
+        options.failures.append(str(wrong))
+        return
+    make = results.maker(
+        _CPU,
+        suite="cpu",
+        case=f"{entry.library} {entry.name}",
+        batch=len(images),
+        resolution=images.shape[-1],
+        dtype=dtype,
+    )
     for impl in calls:
         found = [value for seconds in pairs.values() for value in seconds.get(impl, ())]
-        yield entry(impl, "latency_ms", "ms", quantiles(1000 * value for value in found))
+        yield make(impl, "latency_ms", "ms", quantiles(1000 * value for value in found))
     for (baseline, impl), seconds in pairs.items():
         ratio = paired_ratio(seconds[baseline], seconds[impl])
-        yield entry(impl, f"speedup_vs_{baseline}", "x", ratio)
+        yield make(impl, f"speedup_vs_{baseline}", "x", ratio)
 
 
 @contextmanager

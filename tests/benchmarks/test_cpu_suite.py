@@ -1,27 +1,21 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from benchmarks import quiet, results, timing
-from benchmarks.__main__ import main
-from benchmarks.suites import cpu
+from benchmarks import implementations, quiet, timing
+
+from .conftest import Run, keys
 
 CPU = torch.device("cpu")
-NETWORK = ["--model", "efficientnetv2_b0", "--library", "python_ref"]
-CASE = ["--resolution", "33", "--batch", "1", "--dtype", "float32"]
-SMALL = ["cpu", *NETWORK, *CASE, "--pairs", "2", "--no-quiet", "--threads", "1"]
+CASE = ("--batch", "1", "--dtype", "float32", "--threads", "1")
 
 
-def test_suite_writes_latencies_and_ratios(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, threads = tmp_path / "cpu.csv", torch.get_num_threads()
-    assert main([*SMALL, "--impl", "eager_nhwc", "effv2", "--out", str(out)]) == 0
-    rows = {(row.impl, row.metric): row for row in results.read(out)}
-    assert set(rows) == {
+def test_suite_writes_latencies_and_ratios(small: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    status, rows = small("cpu", *CASE, "--impl", "eager_nhwc", "effv2")
+    assert status == 0
+    assert keys(rows) == {
         ("eager_nchw", "latency_ms"),
         ("eager_nhwc", "latency_ms"),
         ("effv2", "latency_ms"),
@@ -29,28 +23,27 @@ def test_suite_writes_latencies_and_ratios(
         ("effv2", "speedup_vs_eager_nchw"),
         ("effv2", "speedup_vs_eager_nhwc"),
     }
-    ratio = rows["effv2", "speedup_vs_eager_nhwc"]
+    ratio = next(r for r in rows if r.metric == "speedup_vs_eager_nhwc")
     assert (ratio.samples, ratio.unit, ratio.batch, ratio.resolution) == ("2", "x", "1", "33")
     assert "speedup_vs_eager_nhwc" in capsys.readouterr().out
     assert torch.get_num_threads() == threads
 
 
-def test_a_wrong_output_is_not_timed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("suite", ["cpu", "models", "latency"])
+def test_a_network_with_a_wrong_output_is_not_timed(
+    suite: str, small: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = cpu.implementations
+    honest = implementations.inference
 
-    def planted(names, model, images):
-        calls = honest(names, model, images)
-        right = calls["effv2"]
-        calls["effv2"] = lambda: right() * 1.001
-        return calls
+    def planted(name, model, images):
+        call = honest(name, model, images)
+        return (lambda: call() * 1.001) if name == "effv2" else call
 
-    monkeypatch.setattr(cpu, "implementations", planted)
-    out = tmp_path / "cpu.csv"
-    assert main([*SMALL, "--impl", "effv2", "--out", str(out)]) == 1
+    monkeypatch.setattr(implementations, "inference", planted)
+    status, rows = small(suite, *CASE, "--impl", "effv2")
+    assert status == 1
     assert "effv2" in capsys.readouterr().err
-    assert not out.exists()
+    assert not keys(rows, "effv2")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.1])

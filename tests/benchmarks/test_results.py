@@ -6,24 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import readme, results
+from benchmarks import pages, readme, results
 from effv2_kernels.cli.timing import quantiles
 
 
 @pytest.fixture
 def row() -> results.Row:
-    return results.row(
-        results.environment(torch.device("cpu")),
-        quantiles([1.0, 2.0, 3.0]),
+    make = results.maker(
+        torch.device("cpu"),
         suite="cpu",
         case="timm efficientnetv2_s",
-        impl="effv2",
-        metric="latency_ms",
-        unit="ms",
         batch=1,
         resolution=224,
         dtype="float32",
     )
+    return make("effv2", "latency_ms", "ms", quantiles([1.0, 2.0, 3.0]))
 
 
 def test_columns_are_those_of_the_contract() -> None:
@@ -42,12 +39,15 @@ def test_a_new_measurement_replaces_the_row_of_its_key(tmp_path: Path, row: resu
     added = replace(row, impl="eager_nhwc")
     results.upsert(path, [newer, added])
     assert results.read(path) == [newer, other, added]
+    assert results.read_all(tmp_path) == [newer, other, added]
 
 
 def test_a_row_says_where_it_was_measured(row: results.Row) -> None:
     assert row.gpu.startswith("CPU ") and row.torch == torch.__version__
     assert row.driver == "none"
     assert (row.value, row.samples) == ("2", "3")
+    make = results.static_maker(suite="roofline", case="x", batch=1, resolution=1)
+    assert make("eager", "moved", "MB", 2.5).gpu == results.NO_DEVICE
 
 
 def test_a_file_with_other_columns_is_refused(tmp_path: Path, row: results.Row) -> None:
@@ -58,19 +58,50 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path, row: results.Row) 
     assert path.read_text() == "a,b\n1,2\n"
 
 
-def test_readme_equals_the_csv() -> None:
-    text = readme.README.read_text()
-    assert readme.updated(text, results.read(readme.SOURCE)) == text, (
-        "run `python -m benchmarks readme`"
-    )
+@pytest.mark.parametrize("path", readme.PAGES, ids=lambda path: path.parent.name)
+def test_pages_equal_the_csv_files(path: Path) -> None:
+    text = path.read_text()
+    rows = results.read_all()
+    assert readme.updated(text, rows, readme.PAGES[path]) == text, "run `make readme`"
 
 
-def test_readme_shows_every_case_and_what_is_missing(row: results.Row) -> None:
-    shown = readme.table([row, replace(row, batch="8", value="12.34")])
+def test_committed_rows_are_valid() -> None:
+    rows = results.read_all()
+    assert rows
+    assert len({row.key for row in rows}) == len(rows)
+    for row in rows:
+        assert float(row.p20) <= float(row.value) <= float(row.p80), row
+
+
+def test_the_gains_show_every_case_and_what_is_missing(row: results.Row) -> None:
+    shown = pages.gains([row, replace(row, batch="8", value="12.34")])
     lines = [line for line in shown.splitlines() if "efficientnetv2_s" in line]
     assert len(lines) == 2
     assert "| 2.0 ms | not measured | not measured |" in lines[0]
     assert "12.3 ms" in lines[1]
-    assert "GPU" in shown
-    with pytest.raises(ValueError, match="README"):
-        readme.updated("no markers", [row])
+    assert "| GPU | any |" in shown
+    on_gpu = replace(row, gpu="NVIDIA H200", suite="models", value="3.5")
+    shown = pages.gains([row, on_gpu])
+    assert "| GPU | any |" not in shown and "| NVIDIA H200 |" in shown
+
+
+def test_a_gpu_fills_the_pages(row: results.Row) -> None:
+    gpu = replace(row, gpu="NVIDIA H200", impl="effv2")
+    operator = replace(gpu, suite="depthwise", metric="part_of_floor", value="0.9")
+    shown = pages.operators([operator, replace(operator, case="y", value="0.4")])
+    assert "| NVIDIA H200 | depthwise | 1 | float32 | 2 | 0.60 | not measured |" in shown
+    assert "not measured" in pages.operators([row])
+    block = replace(gpu, suite="roofline", case="python_ref s: stem (1 x ConvBNAct)")
+    rows = [
+        replace(block, metric="block_us", value="20"),
+        replace(block, metric="floor_us", value="10"),
+        replace(block, metric="part_of_floor", value="0.5"),
+    ]
+    shown = pages.blocks(rows)
+    line = "| stem (1 x ConvBNAct) | not measured | not measured | 20 | 10 | 50.0 % |"
+    assert line in shown and "On a GPU" not in shown
+
+
+def test_a_page_without_its_markers_is_refused(row: results.Row) -> None:
+    with pytest.raises(ValueError, match="the page needs"):
+        readme.updated("no markers", [row], {"measured gains": pages.gains})

@@ -1,0 +1,205 @@
+"""All that needs an NVIDIA GPU, in one command and under a time limit: ``make gpu``.
+
+The most important sections come first, a section that fails does not stop the next, and what a
+section measured is on disk as soon as it is measured. ``--device cpu`` is the rehearsal: the same
+commands at small sizes on a CPU, without the sanitizer around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import plots, results
+from .tables import text
+
+ROOT = Path(__file__).parent.parent
+HELP = "all that needs a GPU, as `make gpu` runs it"
+MINUTES = 9.0
+#: The tests that are small enough for a tool that slows every access down.
+_SMALL = ("-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "-k", "small")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a section: arguments of this Python, those that only suit a GPU (a CPU takes the
+    suites' small sizes), whether it takes a time budget, and whether it says nothing new where
+    sizes are not its own."""
+
+    arguments: tuple[str, ...]
+    sizes: tuple[str, ...] = ()
+    budgeted: bool = True
+    sanitizer: str = ""
+    rehearsed: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """share: of the time limit, relative to the others."""
+
+    name: str
+    share: float
+    steps: tuple[Step, ...]
+
+
+def _suites(names: str, sizes: str = "", rehearsed: bool = True) -> Step:
+    arguments = ("-m", "benchmarks", *names.split())
+    return Step(arguments, tuple(sizes.split()), rehearsed=rehearsed)
+
+
+def _sanitized(tool: str, rehearsed: bool) -> Step:
+    return Step(_SMALL, budgeted=False, sanitizer=tool, rehearsed=rehearsed)
+
+
+SECTIONS = (
+    Section("correctness", 4, (Step(("-m", "pytest", "tests/gpu", "-q"), budgeted=False),)),
+    Section(
+        "models",
+        8,
+        (
+            _suites("roofline models latency", "--models efficientnetv2_s"),
+            _suites("models latency", "--models efficientnetv2_m efficientnetv2_l", False),
+        ),
+    ),
+    Section(
+        "microbenchmarks",
+        5,
+        (_suites("fused_mbconv depthwise expand_depthwise conv project stem gate head"),),
+    ),
+    Section("train", 3, (_suites("train memory headline placement"),)),
+    Section(
+        "sanitizer",
+        2,
+        (
+            _sanitized("memcheck", True),
+            _sanitized("racecheck", False),
+            _sanitized("initcheck", False),
+        ),
+    ),
+)
+
+
+class Run:
+    """Runs sections in order; ``log`` gets all that they print."""
+
+    def __init__(self, folder: Path, device: str, minutes: float, announce: Callable[[str], None]):
+        self.folder, self.device, self.announce = folder, device, announce
+        self.end = time.monotonic() + 60 * minutes
+        self.log = folder / "log.txt"
+        self.failed: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+
+    def section(self, section: Section, ahead: float) -> None:
+        """``ahead``: the shares of this section and those after it."""
+        left = max(0.0, self.end - time.monotonic())
+        end = time.monotonic() + left * section.share / ahead
+        steps = [s for s in section.steps if s.rehearsed or self.device == "cuda"]
+        for done, step in enumerate(steps):
+            seconds = max(0.0, end - time.monotonic()) / (len(steps) - done)
+            self.step(section.name, step, seconds)
+
+    def step(self, section: str, step: Step, seconds: float) -> None:
+        what = f"{section}: {' '.join([*step.arguments[1:], *step.sizes])}"
+        if step.sanitizer:
+            what += f" under {step.sanitizer}"
+        if seconds <= 0:
+            self._failure(f"{what}: not run, for the time is used up")
+            return
+        command = [sys.executable, *step.arguments, *(step.sizes if self.device == "cuda" else ())]
+        if step.budgeted:
+            command += ["--device", self.device, "--out", str(self.folder)]
+            command += ["--time-budget", f"{seconds:.0f}"]
+        if step.sanitizer and self.device == "cuda":
+            found = shutil.which("compute-sanitizer")
+            if found is None:
+                self._failure(f"{what}: not run, for there is no compute-sanitizer on PATH")
+                return
+            options = ["--tool", step.sanitizer, "--error-exitcode", "1"]
+            command = [found, *options, "--target-processes", "all", *command]
+        began = time.monotonic()
+        # A suite ends by itself, one case after its budget; the limit is for what hangs.
+        status, tail = self._execute(command, max(60.0, self.end - began + 60))
+        took = f"{time.monotonic() - began:.0f} s"
+        if status == 0:
+            self.announce(f"ok      {what} ({took})")
+        else:
+            self._failure(f"{what}: exit status {status} ({took})\n{tail}")
+
+    def _execute(self, command: Sequence[str], limit: float) -> tuple[int, str]:
+        """The exit status (124 past the limit), and the end of what was printed."""
+        with self.log.open("a") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+            log.flush()
+            start = log.tell()
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            try:
+                status = subprocess.run(
+                    command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=limit,
+                    env=environment,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                status = 124
+        printed = self.log.read_text(errors="replace")[start:].splitlines()
+        return status, "\n".join(f"        {line}" for line in printed[-12:])
+
+    def _failure(self, text: str) -> None:
+        self.failed.append(text.partition("\n")[0])
+        self.announce(f"FAILED  {text}")
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What EFFV2_CUDA_ARCHS calls a GPU: Hopper's code has instructions of its own."""
+    return "90a" if capability == (9, 0) else f"{capability[0]}{capability[1]}"
+
+
+def build() -> Step:
+    """In place, for the GPU that is here, with the Python that is here; nothing is downloaded."""
+    os.environ.setdefault("EFFV2_CUDA_ARCHS", architecture(torch.cuda.get_device_capability()))
+    return Step(("setup.py", "build_ext", "--inplace"), budgeted=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(section.name for section in SECTIONS)
+    parser.add_argument("--sections", default="", help=f"some of {names} (default: all)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="(default: %(default)s)")
+    parser.add_argument("--results", metavar="DIR", help="(default: the device's own)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Exit status 0 if all went well, 1 if anything failed, 2 if nothing could be run."""
+    wanted = [name for name in re.split(r"[,\s]+", arguments.sections) if name]
+    unknown = set(wanted) - {section.name for section in SECTIONS}
+    if unknown:
+        print(f"benchmarks gpu: no section {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks gpu: PyTorch finds no CUDA GPU; --device cpu rehearses", file=sys.stderr)
+        return 2
+    device = torch.device(arguments.device)
+    default = results.FOLDER / results.slug(device)
+    folder = Path(arguments.results).resolve() if arguments.results else default
+    run = Run(folder, device.type, arguments.minutes, lambda line: print(line, flush=True))
+    run.announce(f"{results.device_name(device)}: {arguments.minutes:g} minutes, into {folder}")
+    if device.type == "cuda":
+        run.step("build", build(), 60 * arguments.minutes)
+    chosen = [s for s in SECTIONS if not wanted or s.name in wanted]
+    for i, section in enumerate(chosen):
+        run.section(section, sum(s.share for s in chosen[i:]))
+        plots.draw(folder)
+    rows = results.read(folder / "results.csv")
+    shown = [r for r in rows if r.metric.startswith("speedup_vs_eager_nhwc")]
+    run.announce(text(shown))
+    run.announce("\n".join(["", f"{len(run.failed)} failed", *run.failed]))
+    return int(bool(run.failed))

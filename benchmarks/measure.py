@@ -1,0 +1,113 @@
+"""Check, then time, whatever device it is: the one way in which suites get their numbers."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from effv2_kernels.cli.timing import (
+    Quantiles,
+    interleaved,
+    paired_ratio,
+    quantiles,
+    synchronize,
+    timed,
+)
+
+from .implementations import NotAvailable
+from .timing import WrongOutput
+
+Call = Callable[[], object]
+C = TypeVar("C", bound=Call)
+_SAMPLE_SECONDS = 0.02
+_MOST_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of one call of each implementation, round by round."""
+
+    seconds: Mapping[str, list[float]]
+
+    def of(self, name: str, scale: float = 1.0) -> Quantiles:
+        return quantiles(scale * value for value in self.seconds[name])
+
+    def rate(self, name: str, items: float) -> Quantiles:
+        """Quantiles of ``items`` a second."""
+        return quantiles(items / value for value in self.seconds[name])
+
+    def ratios(self, baselines: Sequence[str]) -> Iterator[tuple[str, str, Quantiles]]:
+        """(implementation, baseline, quantiles of how many times as fast it is)."""
+        for baseline in baselines:
+            for name in self.seconds:
+                if baseline in self.seconds and name != baseline:
+                    ratio = paired_ratio(self.seconds[baseline], self.seconds[name])
+                    yield name, baseline, ratio
+
+
+def build(
+    names: Sequence[str], make: Callable[[str], C], what: str, failures: list[str]
+) -> dict[str, C]:
+    """The implementations that can run and are right; why the others are not timed is printed.
+
+    Whatever a foreign compiler or a full GPU raises takes away that one implementation, not the
+    run. An output that is wrong does too, and goes into ``failures``.
+    """
+    calls: dict[str, C] = {}
+    for name in names:
+        try:
+            call = make(name)
+            call()
+            calls[name] = call
+        except WrongOutput as wrong:
+            print(f"{wrong} ({what})", file=sys.stderr)
+            failures.append(f"{wrong} ({what})")
+        except NotAvailable as reason:
+            print(f"not measured: {name}, {what}: {reason}", file=sys.stderr)
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+            text = " ".join(str(error).split())[:300]
+            print(f"not measured: {name}, {what}: {type(error).__name__}: {text}", file=sys.stderr)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return calls
+
+
+def times(calls: Mapping[str, Call], device: torch.device, rounds: int) -> Timed:
+    """Every implementation in every round, in an order that rotates. A call shorter than 20 ms is
+    repeated until that long, so that launches follow each other as they do in use."""
+    repeats = {name: _repeats(call, device) for name, call in calls.items()}
+    looped = {name: _loop(call, repeats[name]) for name, call in calls.items()}
+    found = interleaved(looped, rounds, device)
+    return Timed({name: [s / repeats[name] for s in found[name]] for name in found})
+
+
+def latencies(calls: Mapping[str, Call], device: torch.device, rounds: int) -> Timed:
+    """As ``times``, each call on its own, from an idle device to an idle device."""
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    return Timed(interleaved(calls, rounds, device))
+
+
+def _repeats(call: Call, device: torch.device) -> int:
+    for _ in range(2):
+        call()
+    synchronize(device)
+    once = max(timed(call, device), 1e-7)
+    return max(1, min(_MOST_REPEATS, math.ceil(_SAMPLE_SECONDS / once)))
+
+
+def _loop(call: Call, count: int) -> Call:
+    if count == 1:
+        return call
+
+    def repeated() -> None:
+        for _ in range(count):
+            call()
+
+    return repeated

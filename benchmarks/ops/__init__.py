@@ -1,0 +1,1 @@
+"""One operator at a time: its shapes in the networks, its inputs, its plain PyTorch equivalent."""

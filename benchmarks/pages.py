@@ -1,0 +1,248 @@
+"""The tables of the published pages: rows of the CSV files in, Markdown out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .ops.cases import SUITES as OPERATORS
+from .results import NO_DEVICE, Row
+from .roofline.floors import H200
+from .roofline.kernels import LEVELS
+
+NOT_MEASURED = "not measured"
+
+
+def gains(rows: list[Row]) -> str:
+    """One line for each measured case of a whole network, and where it was measured."""
+    found = [r for r in rows if r.suite in ("cpu", "models", "latency")]
+    cases = list(dict.fromkeys(_case(r) for r in found))
+    lines = []
+    for case in cases:
+        cells = {f"{r.impl} {r.metric}": r for r in found if _case(r) == case}
+        device, network, resolution, dtype, batch = case
+        lines.append(
+            (
+                device,
+                f"{network}, {resolution} px",
+                dtype,
+                batch,
+                _value(cells.get("eager_nhwc latency_ms"), "{:.1f} ms"),
+                _value(cells.get("compile_default latency_ms"), "{:.1f} ms"),
+                _value(cells.get("effv2 latency_ms"), "{:.1f} ms"),
+                _ratio(cells.get("effv2 speedup_vs_eager_nhwc")),
+                _ratio(cells.get("effv2 speedup_vs_compile_default")),
+            )
+        )
+    if not any(_on_gpu(r) for r in found):
+        lines.append(("GPU", "any", "any", "any", *[NOT_MEASURED] * 5))
+    header = (
+        "device", "network", "dtype", "batch", "eager channels_last", "`torch.compile`", "patched",
+        "over eager", "over `torch.compile`",
+    )  # fmt: skip
+    return "\n\n".join([_table(header, lines), *_sources(found)])
+
+
+def placement(rows: list[Row]) -> str:
+    """Table 3 of the paper: what we count beside what it prints."""
+    found = [r for r in rows if r.suite == "placement"]
+    lines = []
+    for case in dict.fromkeys(r.case for r in found):
+        cells = {f"{r.impl} {r.metric}": r for r in found if r.case == case}
+        line = [case.removeprefix("B4, ")]
+        for metric in ("parameters", "multiply_adds"):
+            line += [
+                _value(cells.get(f"python_ref {metric}"), "{:.1f}"),
+                _value(cells.get(f"paper {metric}"), "{:.1f}"),
+                _percent(cells.get(f"python_ref {metric}_over_paper")),
+            ]
+        on_gpu = {key: row for key, row in cells.items() if _on_gpu(row)}
+        line.append(_value(on_gpu.get("eager_nhwc inference_throughput"), "{:.0f}"))
+        line.append(_value(on_gpu.get("effv2 inference_throughput"), "{:.0f}"))
+        lines.append(line)
+    header = (
+        "Fused-MBConv in", "parameters, M", "paper", "difference", "multiply-adds, G", "paper",
+        "difference", "images/s, eager", "images/s, patched",
+    )  # fmt: skip
+    return _table(header, lines)
+
+
+def headline(rows: list[Row]) -> str:
+    """The paper's ratios, and what was measured."""
+    found = [r for r in rows if r.suite == "headline"]
+    lines = []
+    for row in (r for r in found if r.impl == "paper" and r.metric == "training_speedup"):
+        case = row.case.partition(" (")[0]
+        inference = next(r for r in found if r.case == row.case and r.metric == "inference_speedup")
+        line = [row.case, f"{float(row.value):.1f}x", f"{float(inference.value):.1f}x"]
+        for metric in ("training_speedup", "inference_speedup"):
+            ours = [
+                r
+                for r in found
+                if r.case == case and r.metric == metric and _on_gpu(r) and "effv2" in r.impl
+            ]
+            line.append(_ratio(ours[-1] if ours else None))
+        lines.append(line)
+    header = ("comparison", "training, paper", "inference, paper", "training", "inference")
+    return _table(header, lines)
+
+
+def roofline(rows: list[Row]) -> str:
+    """What one image must move and compute, by the way of running it, and the floors."""
+    found = [r for r in rows if r.suite == "roofline" and r.gpu == NO_DEVICE]
+    lines = []
+    for case, resolution in dict.fromkeys((r.case, r.resolution) for r in found):
+        for level in LEVELS.values():
+            cells = {
+                r.metric: r for r in found if r.case == case and r.impl == level.name
+            }  # fmt: skip
+            lines.append(
+                (
+                    f"{case.partition(' ')[2]}, {resolution} px",
+                    level.title,
+                    _value(cells.get("kernels"), "{:.0f}"),
+                    _value(cells.get("moved"), "{:.1f}"),
+                    _value(cells.get("tensor"), "{:.1f}"),
+                    _value(cells.get("special"), "{:.0f}"),
+                    _value(cells.get(f"floor on {H200.source}"), "{:.1f}"),
+                )
+            )
+    header = (
+        "network", "run", "kernels", "MB moved", "GFLOP on tensor cores", "million special",
+        "floor, us",
+    )  # fmt: skip
+    return _table(header, lines)
+
+
+def blocks(rows: list[Row]) -> str:
+    """Block by block on each device: the time next to its floor."""
+    found = [r for r in rows if r.suite == "roofline" and r.gpu != NO_DEVICE]
+    found = [r for r in found if ": " in r.case]
+    parts = []
+    for gpu, case, batch, dtype in dict.fromkeys(
+        (r.gpu, r.case.partition(":")[0], r.batch, r.dtype) for r in found
+    ):
+        mine = [
+            r for r in found
+            if (r.gpu, r.case.partition(":")[0], r.batch, r.dtype) == (gpu, case, batch, dtype)
+        ]  # fmt: skip
+        lines = []
+        for block in dict.fromkeys(r.case for r in mine):
+            cells = {f"{r.impl} {r.metric}": r for r in mine if r.case == block}
+            line = [block.partition(": ")[2]]
+            for impl in ("eager_nhwc", "compile_default", "effv2"):
+                line.append(_value(cells.get(f"{impl} block_us"), "{:.0f}"))
+            line.append(_value(cells.get("effv2 floor_us"), "{:.0f}"))
+            line.append(_percent(cells.get("effv2 part_of_floor"), of=0.0))
+            lines.append(line)
+        header = ("block", "eager, us", "compiled, us", "patched, us", "floor, us", "reached")
+        parts.append(f"{case} on {gpu}, batch {batch}, {dtype}:\n\n{_table(header, lines)}")
+    if not any(_on_gpu(r) for r in found):
+        parts.append(f"On a GPU: {NOT_MEASURED}.")
+    return "\n\n".join(parts)
+
+
+def operators(rows: list[Row]) -> str:
+    """For each operator and device: the geometric mean of its gains over the measured shapes."""
+    found = [r for r in rows if r.suite in OPERATORS and _on_gpu(r) and r.impl == "effv2"]
+    lines = []
+    for gpu, suite, batch, dtype in dict.fromkeys(
+        (r.gpu, r.suite, r.batch, r.dtype) for r in found
+    ):
+        mine = [
+            r for r in found if (r.gpu, r.suite, r.batch, r.dtype) == (gpu, suite, batch, dtype)
+        ]
+        means = [
+            _mean(mine, metric)
+            for metric in ("part_of_floor", "speedup_vs_eager_nhwc", "speedup_vs_compile_default")
+        ]
+        count = len({r.case for r in mine})
+        lines.append((gpu, suite, batch, dtype, str(count), *means))
+    if not lines:
+        lines = [("GPU", suite, "any", "any", "0", *[NOT_MEASURED] * 3) for suite in OPERATORS]
+    header = (
+        "device", "operator", "batch", "dtype", "shapes", "part of its floor", "over eager",
+        "over `torch.compile`",
+    )  # fmt: skip
+    return _table(header, lines)
+
+
+def kernels(rows: list[Row]) -> str:
+    """What the compilers say, the worst instance of each kernel and architecture."""
+    found = [r for r in rows if r.suite in ("cuda", "triton")]
+    lines = []
+    for suite, name, gpu in dict.fromkeys((r.suite, _kernel(r), r.gpu) for r in found):
+        mine = [r for r in found if (r.suite, _kernel(r), r.gpu) == (suite, name, gpu)]
+
+        def most(metric: str, pick: Callable = max, mine: list[Row] = mine) -> str:
+            values = [float(r.value) for r in mine if r.metric == metric]
+            return f"{pick(values):g}" if values else "-"
+
+        lines.append(
+            (
+                name,
+                suite,
+                gpu,
+                str(len({r.case for r in mine})),
+                most("registers"),
+                most("spill_bytes"),
+                most("shared_bytes"),
+                most("tensor_core_instructions", min),
+            )
+        )
+    header = (
+        "kernel", "language", "architecture", "instances", "most registers", "most spilled bytes",
+        "most shared bytes", "fewest tensor-core instructions",
+    )  # fmt: skip
+    return _table(header, lines) if lines else "Not compiled yet."
+
+
+def _kernel(row: Row) -> str:
+    return row.case.partition(" ")[0].partition("<")[0]
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = "|".join("---" for _ in header)
+    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|",
+                      *(f"| {' | '.join(line)} |" for line in lines)])  # fmt: skip
+
+
+def _case(row: Row) -> tuple[str, ...]:
+    return row.gpu.partition(" (")[0], row.case, row.resolution, row.dtype, row.batch
+
+
+def _sources(rows: list[Row]) -> list[str]:
+    machines = dict.fromkeys(f"{r.gpu}, torch {r.torch}, {r.date}, commit {r.commit}" for r in rows)
+    return ["\n".join(f"Measured on: {machine}." for machine in machines)] if machines else []
+
+
+def _on_gpu(row: Row) -> bool:
+    return row.gpu != NO_DEVICE and not row.gpu.startswith("CPU ")
+
+
+def _value(row: Row | None, form: str) -> str:
+    return form.format(float(row.value)) if row else NOT_MEASURED
+
+
+def _ratio(row: Row | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    low, high = float(row.p20), float(row.p80)
+    return f"**{float(row.value):.2f}x** ({low:.2f} to {high:.2f})"
+
+
+def _percent(row: Row | None, of: float = 1.0) -> str:
+    """A ratio as a difference from ``of``, in percent."""
+    if row is None:
+        return NOT_MEASURED
+    sign = "+" if of else ""
+    return f"{100 * (float(row.value) - of):{sign}.1f} %"
+
+
+def _mean(rows: list[Row], metric: str) -> str:
+    values = [float(r.value) for r in rows if r.metric == metric]
+    if not values or min(values) <= 0:
+        return NOT_MEASURED
+    product = 1.0
+    for value in values:
+        product *= value
+    return f"{product ** (1 / len(values)):.2f}"

@@ -1,0 +1,60 @@
+"""Pictures of what was measured, from the CSV files alone: ``python -m benchmarks plots``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import results
+from ..results import Row
+from . import accuracy, bars, blocks, operators
+
+HELP = "draw the CSV files of every device"
+
+#: File name without ending -> what draws it: rows of the folder (and of ``static``) -> whether
+#: there was anything to draw.
+PLOTS: dict[str, Callable[[list[Row], Any], bool]] = {
+    "accuracy": accuracy.draw,
+    "speedup": bars.draw,
+    "blocks": blocks.draw,
+    "operators": operators.draw,
+}
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw what the CSV files of ``folder`` allow into it; says what they do not. Returns the
+    pictures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for path in sorted(folder.glob("*.csv")) for row in results.read(path)]
+    written = []
+    for name, plot in PLOTS.items():
+        figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+        if plot(rows, axes):
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=110)
+            written.append(path)
+        else:
+            print(f"no {name}.png: {folder} has no such numbers", file=sys.stderr)
+        plt.close(figure)
+    return written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, nargs="*", help="(default: every measured device)")
+
+
+def command(arguments: argparse.Namespace) -> int:
+    folders = arguments.folder or [
+        path for path in sorted(results.FOLDER.iterdir()) if path.is_dir() and path.name != "static"
+    ]
+    for folder in folders:
+        for path in draw(folder):
+            print(path)
+    return 0

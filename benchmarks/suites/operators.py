@@ -1,0 +1,142 @@
+"""The microbenchmarks: one operator over the shapes that it has in V2-S, M and L."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import python_ref
+from effv2_kernels.cli.agreement import acceptable, relative_error
+from effv2_kernels.inference import DISPATCHED
+
+from .. import ceilings, measure, results
+from ..catalogue import find
+from ..measure import Timed
+from ..ops import plain
+from ..ops.cases import Case, first_and_last, of_blocks, of_text
+from ..ops.rotation import Rotation, sets_needed
+from ..options import Options
+from ..placed import blocks_of
+from ..results import Row
+from ..roofline.floors import seconds
+from ..timing import WrongOutput
+
+NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
+IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "compile_max_autotune", "effv2")
+BASELINES = ("eager_nhwc", "compile_default")
+EAGER = "eager_nhwc"
+_IMAGES_CHECKED = 4
+
+
+def run(suite: str, options: Options) -> Iterator[list[Row]]:
+    """The rows of each case."""
+    for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
+        if dtype.startswith("autocast"):
+            raise ValueError(f"--dtype {dtype}: an operator is measured in one dtype")
+        for case in cases(suite, options):
+            for batch in options.batch or ((1, 128) if options.on_gpu else (1,)):
+                if not options.budget.allows(f"{suite}, {case.name}, batch {batch}, {dtype}"):
+                    return
+                yield _case(suite, case, batch, dtype, options)
+
+
+def cases(suite: str, options: Options) -> list[Case]:
+    if options.shape:
+        return [of_text(suite, text) for text in options.shape]
+    found = []
+    names = options.models or (NETWORKS if options.on_gpu else ("efficientnetv2_b0",))
+    for name in names:
+        resolution = options.resolution or (find(name).resolution if options.on_gpu else 64)
+        found += blocks_of(python_ref.create(name), resolution)
+    return of_blocks(suite, found)
+
+
+def implementation(name: str, case: Case) -> Callable[..., Any]:
+    """A function of the operator's arguments."""
+    expression = getattr(plain, case.op)
+    if name in ("eager_nchw", "eager_nhwc"):
+        return expression
+    if name == "effv2":
+        return getattr(DISPATCHED, case.op).default
+    torch._dynamo.reset()
+    mode = "max-autotune-no-cudagraphs" if name == "compile_max_autotune" else None
+    return torch.compile(expression, dynamic=False, mode=mode)
+
+
+def check(case: Case, function: Callable[..., Any], arguments: tuple, name: str) -> None:
+    """Raises WrongOutput if the first or the last images of what ``function`` computes err more
+    than twice as much as plain PyTorch in the same dtype, against float64."""
+    chosen = case.some_images(arguments, _IMAGES_CHECKED)
+    images = chosen[0].shape[0]
+    expression = getattr(plain, case.op)
+    want = _outputs(expression(*(_wide(value) for value in chosen)))
+    eager = _outputs(expression(*chosen))
+    found = _outputs(function(*arguments))
+    for ours, theirs, right in zip(found, eager, want, strict=True):
+        error = relative_error(first_and_last(ours, images), right)
+        allowed = relative_error(theirs, right)
+        if not acceptable(error, allowed):
+            text = f"{name}, {case.op} {case.name}: its error against float64 is {error:.2e}"
+            raise WrongOutput(f"not timed: {text}, that of PyTorch {allowed:.2e}")
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def _outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _case(suite: str, case: Case, batch: int, dtype: str, options: Options) -> list[Row]:
+    device, kind = options.device, getattr(torch, dtype)
+    random = torch.Generator(device).manual_seed(0)
+    work = case.kernel(batch, kind.itemsize)
+    nhwc = [case.draw(batch, kind, device, random) for _ in range(sets_needed(work.bytes, device))]
+    title = f"{suite} {case.name}, batch {batch}, {dtype}"
+
+    def make(name: str) -> Rotation:
+        function = implementation(name, case)
+        sets = [_contiguous(s) for s in nhwc] if name == "eager_nchw" else nhwc
+        check(case, function, sets[0], name)
+        return Rotation(function, sets, f"{name}, {title}")
+
+    with torch.inference_mode():
+        calls = measure.build(_names(options), make, title, options.failures)
+        rounds = options.rounds or (31 if options.on_gpu else 7)
+        timed = measure.times(calls, device, rounds)
+    counts = {name: call.count for name, call in calls.items()}
+    each = Timed({n: [s / counts[n] for s in found] for n, found in timed.seconds.items()})
+    floor = seconds(work, ceilings.measure(device, kind))
+    row = results.maker(device, suite=suite, case=case.name, batch=batch, resolution=0, dtype=dtype)
+    rows = []
+    for name in each.seconds:
+        rows.append(row(name, "latency_us", "us", each.of(name, 1e6)))
+        rows.append(row(name, "part_of_floor", "", each.rate(name, floor)))
+        rows.append(row(name, "bandwidth", "GB/s", each.rate(name, work.bytes / 1e9)))
+        rows.append(row(name, "arithmetic", "TFLOP/s", each.rate(name, _flops(work) / 1e12)))
+    for name, baseline, ratio in each.ratios(BASELINES):
+        rows.append(row(name, f"speedup_vs_{baseline}", "x", ratio))
+    return rows
+
+
+def _flops(work: Any) -> float:
+    return work.tensor + work.plain
+
+
+def _names(options: Options) -> tuple[str, ...]:
+    if options.impl:
+        unknown = set(options.impl) - set(IMPLS)
+        if unknown:
+            raise ValueError(f"--impl: operators have no {', '.join(sorted(unknown))}")
+        return options.impl
+    return ("eager_nchw", "eager_nhwc", "compile_default", "effv2") if options.on_gpu else (
+        "eager_nchw", "eager_nhwc", "effv2"
+    )  # fmt: skip
+
+
+def _contiguous(arguments: tuple) -> tuple:
+    return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in arguments)

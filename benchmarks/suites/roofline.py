@@ -1,0 +1,169 @@
+"""Where the time of a network goes, block by block: what it must move and compute when run eagerly,
+compiled, fused and on chip; the floors; and, on the device at hand, what it takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from effv2_kernels.cli import networks as built
+from effv2_kernels.cli.agreement import acceptable, relative_error
+from effv2_kernels.cli.timing import quantiles
+
+from .. import ceilings, implementations, measure, results
+from ..catalogue import find
+from ..options import Options
+from ..placed import Placed, blocks_of
+from ..results import Row
+from ..roofline.floors import H200, Ceilings, seconds, total
+from ..roofline.kernels import LEVELS
+from ..timing import WrongOutput
+
+NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
+#: The way of counting that an implementation is compared with.
+FLOOR_OF = {"eager_nhwc": "eager", "compile_default": "compiled", "effv2": "on_chip"}
+
+
+def roofline(options: Options) -> Iterator[list[Row]]:
+    """Totals and floors of every network first, since they cost nothing; then times."""
+    names = options.models or NETWORKS
+    library = options.library or "python_ref"
+    for name in names:
+        entry = find(name, library)
+        model = built.build(entry.name, library).model
+        resolution = options.resolution or entry.resolution
+        yield list(static_rows(f"{library} {entry.name}", blocks_of(model, resolution), resolution))
+    for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
+        if options.budget.allows(f"ceilings of {options.device}, {dtype}"):
+            yield ceilings.rows(options.device, getattr(torch, dtype))
+        for name in names if options.models or options.on_gpu else ("efficientnetv2_b0",):
+            entry = find(name, library)
+            resolution = options.resolution or (entry.resolution if options.on_gpu else 64)
+            for batch in options.batch or ((128,) if options.on_gpu else (1,)):
+                if options.budget.allows(f"blocks of {entry.title}, batch {batch}, {dtype}"):
+                    model = built.build(entry.name, library).model
+                    case = f"{library} {entry.name}"
+                    yield _measured(case, model, resolution, batch, dtype, options)
+
+
+def static_rows(
+    case: str, blocks: list[Placed], resolution: int, where: Ceilings = H200
+) -> Iterator[Row]:
+    """Totals for one image in bf16, and the floor of each group of equal blocks on ``where``."""
+    for level in LEVELS.values():
+        kernels = [k for block in blocks for k in level.kernels(block, 2)]
+        make = results.static_maker(
+            suite="roofline", case=case, batch=1, resolution=resolution, dtype="bfloat16"
+        )
+        yield make(level.name, "moved", "MB", sum(k.bytes for k in kernels) / 1e6)
+        yield make(level.name, "tensor", "GFLOP", sum(k.tensor for k in kernels) / 1e9)
+        yield make(level.name, "plain", "GFLOP", sum(k.plain for k in kernels) / 1e9)
+        yield make(level.name, "special", "Mop", sum(k.sfu for k in kernels) / 1e6)
+        yield make(level.name, "kernels", "", len(kernels))
+        yield make(level.name, f"floor on {where.source}", "us", 1e6 * total(kernels, where))
+
+
+def _measured(
+    case: str, model: nn.Module, resolution: int, batch: int, dtype: str, options: Options
+) -> list[Row]:
+    """Times of each distinct block alone, times the number of such blocks, next to its floor."""
+    device, kind = options.device, getattr(torch, dtype)
+    ceiling = ceilings.measure(device, kind)
+    random = torch.Generator(device).manual_seed(0)
+    model = model.to(device)
+    noise = torch.randn(4, 3, resolution, resolution, generator=random, device=device)
+    built.calibrate(model, [noise])
+    model = model.to(kind).to(memory_format=torch.channels_last)
+    groups: dict[tuple, list[Placed]] = {}
+    for block in blocks_of(model, resolution):
+        groups.setdefault(block.shape, []).append(block)
+    rows: list[Row] = []
+    for found in groups.values():
+        first = found[0]
+        if not options.budget.allows(f"{case}, block {first.name}"):
+            break
+        if not isinstance(model.get_submodule(first.name), nn.Module):
+            continue
+        rows += _block_rows(case, model, found, batch, dtype, ceiling, random, options)
+    return rows
+
+
+def _block_rows(
+    case: str,
+    model: nn.Module,
+    found: list[Placed],
+    batch: int,
+    dtype: str,
+    ceiling: Ceilings,
+    random: torch.Generator,
+    options: Options,
+) -> list[Row]:
+    device, kind = options.device, getattr(torch, dtype)
+    first = found[0]
+    module = model.get_submodule(first.name)
+    x = torch.randn(batch, *first.inputs, generator=random, device=device).to(kind)
+    x = x.contiguous(memory_format=torch.channels_last)
+    calls = _block_calls(model, first, module, x, options)
+    timed = measure.times(calls, device, options.rounds or (15 if options.on_gpu else 5))
+    make = results.maker(
+        device,
+        suite="roofline",
+        case=f"{case}: {first.name} ({len(found)} x {first.kind} {_shape_text(first)})",
+        batch=batch,
+        resolution=options.resolution or 0,
+        dtype=dtype,
+    )
+    rows = []
+    for name in timed.seconds:
+        kernels = LEVELS[FLOOR_OF[name]].kernels(first, kind.itemsize)
+        floor = batch * sum(seconds(kernel, ceiling) for kernel in kernels)
+        rows.append(make(name, "block_us", "us", timed.of(name, 1e6 * len(found))))
+        rows.append(make(name, "floor_us", "us", quantiles([1e6 * floor * len(found)])))
+        rows.append(make(name, "part_of_floor", "", timed.rate(name, floor)))
+    return rows
+
+
+def _block_calls(
+    model: nn.Module, placed: Placed, module: nn.Module, x: Tensor, options: Options
+) -> dict[str, Callable[[], Tensor]]:
+    with torch.inference_mode():
+        wide = copy.deepcopy(module).double()(x[:2].double())
+        allowed = relative_error(module(x[:2]), wide)
+    names = options.impl or (tuple(FLOOR_OF) if options.on_gpu else ("eager_nhwc", "effv2"))
+
+    def make(name: str) -> Callable[[], Tensor]:
+        if name not in FLOOR_OF:
+            raise implementations.NotAvailable("the roofline has no floor for it")
+        run = _run(name, model, placed.name)
+
+        def call() -> Tensor:
+            with torch.inference_mode():
+                return run(x)
+
+        error = relative_error(call()[:2], wide)
+        if not acceptable(error, allowed):
+            raise WrongOutput(f"not timed: {name}, block {placed.name}: error {error:.2e}")
+        return call
+
+    return measure.build(names, make, placed.name, options.failures)
+
+
+def _run(name: str, model: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
+    """A block that runs the named way; effv2 patches a copy of the model, since a stem or head is
+    known by its place in it."""
+    if name == "eager_nhwc":
+        return model.get_submodule(path)
+    if name == "compile_default":
+        torch._dynamo.reset()
+        return torch.compile(model.get_submodule(path), dynamic=False)
+    copied = copy.deepcopy(model)
+    implementations.patched(copied)
+    return copied.get_submodule(path)
+
+
+def _shape_text(block: Placed) -> str:
+    c, h, w = block.inputs
+    return f"{c}x{h}x{w} to {block.outputs[0]}"

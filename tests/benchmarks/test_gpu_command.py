@@ -1,0 +1,124 @@
+"""``make gpu`` whole, with the CPU in the place of the GPU; and what it does when things fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, results
+from benchmarks.__main__ import main
+from benchmarks.gpu import Run, Section, Step
+
+PRINT = Step(("-c", "print('hello')"), budgeted=False)
+FAIL = Step(("-c", "print('what went wrong'); raise SystemExit(3)"), budgeted=False)
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path: Path) -> None:
+    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}", "DEVICE=cpu"]
+    done = subprocess.run(
+        [*command, "MINUTES=8", f"RESULTS={tmp_path}"],
+        cwd=gpu.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    for section in gpu.SECTIONS:
+        assert f"ok      {section.name}: " in done.stdout
+    rows = results.read(tmp_path / "results.csv")
+    suites = {"ceilings", "roofline", "models", "latency", "depthwise", "expand_depthwise", "stem"}
+    suites |= {"gate", "conv", "fused_mbconv", "project", "head", "train", "memory", "placement"}
+    assert suites | {"headline"} == {row.suite for row in rows}
+    # Few files, since some machines bring few back; every picture among them.
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    pictures = {"accuracy.png", "blocks.png", "operators.png", "speedup.png"}
+    assert files == {"results.csv", "static/counts.csv", "log.txt", *pictures}
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def runner(tmp_path: Path, lines: list[str], minutes: float = 1.0, device: str = "cpu") -> Run:
+    return Run(tmp_path, device, minutes, lines.append)
+
+
+def test_a_failure_does_not_stop_the_next(tmp_path: Path, lines: list[str]) -> None:
+    run = runner(tmp_path, lines)
+    run.section(Section("first", 1, (FAIL, PRINT)), 1)
+    assert [line.split()[0] for line in lines] == ["FAILED", "ok"]
+    assert "exit status 3" in lines[0] and "what went wrong" in lines[0]
+    assert len(run.failed) == 1
+    log = run.log.read_text()
+    assert "hello" in log and "what went wrong" in log
+
+
+def test_what_there_is_no_time_for_fails(tmp_path: Path, lines: list[str]) -> None:
+    run = runner(tmp_path, lines, minutes=0.0)
+    run.section(Section("late", 1, (PRINT,)), 1)
+    assert "not run, for the time is used up" in lines[0] and run.failed
+
+
+def test_what_hangs_is_ended(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runner(tmp_path, lines)
+    hang = [sys.executable, "-c", "import time; print('hanging', flush=True); time.sleep(60)"]
+    status, tail = run._execute(hang, 2.0)
+    assert status == 124 and "hanging" in tail
+
+
+def test_without_a_sanitizer_the_section_fails_on_a_gpu_only(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    step = Step(PRINT.arguments, budgeted=False, sanitizer="memcheck")
+    runner(tmp_path, lines, device="cuda").step("sanitizer", step, 10)
+    runner(tmp_path, lines, device="cpu").step("sanitizer", step, 10)
+    assert "no compute-sanitizer" in lines[0] and lines[0].startswith("FAILED")
+    assert lines[1].startswith("ok")
+
+
+def test_the_sanitizer_is_put_before_the_command(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "as $@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tool))
+    run = runner(tmp_path / "out", lines, device="cuda")
+    run.step("sanitizer", Step(PRINT.arguments, budgeted=False, sanitizer="racecheck"), 10)
+    assert lines[0].startswith("ok")
+    assert "as --tool racecheck --error-exitcode 1" in run.log.read_text()
+
+
+def test_every_section_names_suites_and_tests_that_exist() -> None:
+    from benchmarks.suites import SUITES
+
+    for section in gpu.SECTIONS:
+        for step in section.steps:
+            if step.arguments[:2] == ("-m", "benchmarks"):
+                assert set(step.arguments[2:]) <= set(SUITES)
+            else:
+                assert step.arguments[:3] == ("-m", "pytest", "tests/gpu")
+
+
+def test_the_architecture_of_a_gpu() -> None:
+    assert [gpu.architecture(c) for c in [(8, 0), (9, 0), (10, 0), (12, 0)]] == [
+        "80",
+        "90a",
+        "100",
+        "120",
+    ]
+
+
+def test_arguments_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--sections", "magic", "--device", "cpu"]) == 2
+    if not torch.cuda.is_available():
+        assert main(["gpu"]) == 2
+        assert "no CUDA GPU" in capsys.readouterr().err

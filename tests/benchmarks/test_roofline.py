@@ -1,0 +1,106 @@
+"""The counting of bytes and operations against an independent model of the same networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import python_ref
+from benchmarks.placed import blocks_of
+from benchmarks.roofline.floors import H200, Ceilings, seconds, shares, total
+from benchmarks.roofline.kernels import LEVELS, Kernel
+
+from .conftest import Run, keys
+
+# For one image in bf16, for eager, compiled, fused and on chip: megabytes moved, GFLOP on tensor
+# cores, million special-function operations, kernels, and microseconds on an H200. From a roofline
+# model that was written without this one.
+INDEPENDENT = {
+    ("efficientnetv2_s", 384): {
+        "moved": (502.2, 316.5, 153.8, 70.7),
+        "tensor": (16.5, 16.5, 16.5, 18.0),
+        "special": (63.1, 82.5, 63.1, 71.0),
+        "kernels": (418, 281, 140, 102),
+        "floor": (122.0, 79.5, 40.7, 32.3),
+    },
+    ("efficientnetv2_m", 480): {
+        "moved": (1278.7, 799.5, 385.1, 182.3),
+        "tensor": (48.7, 48.7, 48.7, 54.0),
+        "special": (159.7, 214.4, 159.7, 181.9),
+        "kernels": (601, 403, 201, 147),
+        "floor": (317.2, 207.8, 108.6, 88.4),
+    },
+    ("efficientnetv2_l", 480): {
+        "moved": (2250.9, 1406.2, 678.5, 316.7),
+        "tensor": (111.3, 111.3, 111.3, 123.2),
+        "special": (280.5, 376.2, 280.5, 319.4),
+        "kernels": (833, 557, 278, 203),
+        "floor": (581.5, 388.6, 214.0, 177.9),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "resolution"), INDEPENDENT)
+def test_totals_agree_with_an_independent_model(name: str, resolution: int) -> None:
+    blocks = blocks_of(python_ref.create(name), resolution)
+    for i, level in enumerate(LEVELS.values()):
+        kernels = [kernel for block in blocks for kernel in level.kernels(block, 2)]
+        found = {
+            "moved": sum(k.bytes for k in kernels) / 1e6,
+            "tensor": sum(k.tensor for k in kernels) / 1e9,
+            "special": sum(k.sfu for k in kernels) / 1e6,
+            "kernels": len(kernels),
+            "floor": 1e6 * total(kernels, H200),
+        }
+        for what, value in found.items():
+            expected = INDEPENDENT[name, resolution][what][i]
+            assert value == pytest.approx(expected, rel=0.05), f"{level.name}: {what}"
+
+
+def test_the_blocks_are_the_same_in_every_library() -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    models = pytest.importorskip("torchvision.models", reason="torchvision is an extra")
+    networks = [
+        python_ref.create("s"),
+        timm.create_model("efficientnetv2_s"),
+        models.efficientnet_v2_s(),
+    ]
+    first, *others = ([b.shape for b in blocks_of(n, 225)] for n in networks)
+    assert len(first) == 42
+    assert all(other == first for other in others)
+
+
+def test_macs_are_those_of_the_network() -> None:
+    model = python_ref.create("b1")
+    counted = sum(conv.macs for block in blocks_of(model, 240) for conv in block.convs)
+    classifier = model.classifier.in_features * model.classifier.out_features
+    gates = sum(2 * block.se_hidden * block.convs[-1].inputs[0] for block in blocks_of(model, 240))
+    assert counted + classifier + gates == python_ref.count_macs(model, 240)
+
+
+def test_looking_does_not_touch_the_model() -> None:
+    model = python_ref.create("b0")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    blocks_of(model, 64)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_busiest_unit_decides() -> None:
+    ceilings = Ceilings("a device", memory=10.0, tensor=100.0, plain=1.0, sfu=2.0)
+    kernels = [Kernel("a", bytes=20.0, tensor=100.0), Kernel("b", bytes=10.0, sfu=12.0)]
+    assert [seconds(k, ceilings) for k in kernels] == [2.0, 6.0]
+    assert total(kernels, ceilings) == 8.0
+    assert shares(kernels, ceilings) == {"memory": 0.25, "tensor": 0.0, "plain": 0.0, "sfu": 0.75}
+
+
+def test_blocks_are_measured_next_to_their_floors(small: Run) -> None:
+    status, rows = small("roofline", "--batch", "2", "--dtype", "float32")
+    assert status == 0
+    blocks = {r.case for r in rows if r.metric == "block_us"}
+    assert len(blocks) == 13
+    assert any(": stem (1 x ConvBNAct" in case for case in blocks)
+    assert any(": head (1 x ConvBNAct" in case for case in blocks)
+    assert any("(2 x MBConv 96x" in case for case in blocks), "equal blocks share a line"
+    assert {("effv2", "floor_us"), ("eager_nhwc", "part_of_floor")} <= keys(rows)
+    assert {("pytorch", "bandwidth"), ("pytorch", "rate")} <= keys(rows)
