@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from .ops.cases import SUITES as OPERATORS
 from .results import NO_DEVICE, Row
 from .roofline.floors import H200
-from .roofline.kernels import LEVELS
+from .roofline.kernels import LEVELS, Level
+from .roofline.training import TRAINING
 
 NOT_MEASURED = "not measured"
 
@@ -87,30 +88,32 @@ def headline(rows: list[Row]) -> str:
 
 
 def roofline(rows: list[Row]) -> str:
-    """What one image must move and compute, by the way of running it, and the floors."""
+    """What one image must move and compute in inference, by the way of running it."""
+    return _floors(rows, LEVELS.values(), "")
+
+
+def training_roofline(rows: list[Row]) -> str:
+    """The same of a training step."""
+    return _floors(rows, TRAINING.values(), "training, ")
+
+
+def _floors(rows: list[Row], levels: Iterable[Level], prefix: str) -> str:
     found = [r for r in rows if r.suite == "roofline" and r.gpu == NO_DEVICE]
+    found = [r for r in found if ": " not in r.case]  # the totals
+    columns = {
+        "kernels": ("kernels", "{:.0f}"),
+        "MB moved": ("moved", "{:.1f}"),
+        "GFLOP on tensor cores": ("tensor", "{:.1f}"),
+        "million special": ("special", "{:.0f}"),
+        "floor, us": (f"floor on {H200.source}", "{:.1f}"),
+    }
     lines = []
     for case, resolution in dict.fromkeys((r.case, r.resolution) for r in found):
-        for level in LEVELS.values():
-            cells = {
-                r.metric: r for r in found if r.case == case and r.impl == level.name
-            }  # fmt: skip
-            lines.append(
-                (
-                    f"{case.partition(' ')[2]}, {resolution} px",
-                    level.title,
-                    _value(cells.get("kernels"), "{:.0f}"),
-                    _value(cells.get("moved"), "{:.1f}"),
-                    _value(cells.get("tensor"), "{:.1f}"),
-                    _value(cells.get("special"), "{:.0f}"),
-                    _value(cells.get(f"floor on {H200.source}"), "{:.1f}"),
-                )
-            )
-    header = (
-        "network", "run", "kernels", "MB moved", "GFLOP on tensor cores", "million special",
-        "floor, us",
-    )  # fmt: skip
-    return _table(header, lines)
+        for level in levels:
+            cells = {r.metric: r for r in found if r.case == case and r.impl == level.name}
+            values = [_value(cells.get(prefix + metric), form) for metric, form in columns.values()]
+            lines.append((f"{case.partition(' ')[2]}, {resolution} px", level.title, *values))
+    return _table(("network", "run", *columns), lines)
 
 
 def blocks(rows: list[Row]) -> str:

@@ -21,6 +21,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[list[Row]], str]]] = {
         "placement": pages.placement,
         "headline": pages.headline,
         "roofline": pages.roofline,
+        "training roofline": pages.training_roofline,
         "blocks": pages.blocks,
         "operators": pages.operators,
         "kernels": pages.kernels,

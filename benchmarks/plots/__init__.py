@@ -10,17 +10,18 @@ from typing import Any
 
 from .. import results
 from ..results import Row
-from . import accuracy, bars, blocks, operators
+from . import accuracy, bars, blocks, floors, operators
 
-HELP = "draw the CSV files of every device"
+HELP = "draw the CSV files of every device, and the static ones"
 
-#: File name without ending -> what draws it: rows of the folder (and of ``static``) -> whether
-#: there was anything to draw.
+#: File name without ending -> what draws it: the folder's rows -> whether there was anything to
+#: draw.
 PLOTS: dict[str, Callable[[list[Row], Any], bool]] = {
     "accuracy": accuracy.draw,
     "speedup": bars.draw,
     "blocks": blocks.draw,
     "operators": operators.draw,
+    "floors": floors.draw,
 }
 
 
@@ -33,7 +34,7 @@ def draw(folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     rows = [row for path in sorted(folder.glob("*.csv")) for row in results.read(path)]
-    written = []
+    written, missing = [], []
     for name, plot in PLOTS.items():
         figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
         if plot(rows, axes):
@@ -41,18 +42,20 @@ def draw(folder: Path) -> list[Path]:
             figure.savefig(path, dpi=110)
             written.append(path)
         else:
-            print(f"no {name}.png: {folder} has no such numbers", file=sys.stderr)
+            missing.append(name)
         plt.close(figure)
+    if missing:
+        print(f"{folder} has no numbers to draw {', '.join(missing)}", file=sys.stderr)
     return written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="*", help="(default: every measured device)")
+    parser.add_argument("folder", type=Path, nargs="*", help="(default: all of results/)")
 
 
 def command(arguments: argparse.Namespace) -> int:
     folders = arguments.folder or [
-        path for path in sorted(results.FOLDER.iterdir()) if path.is_dir() and path.name != "static"
+        path for path in sorted(results.FOLDER.iterdir()) if path.is_dir()
     ]
     for folder in folders:
         for path in draw(folder):

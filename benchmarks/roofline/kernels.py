@@ -41,12 +41,16 @@ class Level:
     kernels: Callable[[Placed, int], Iterator[Kernel]]
 
 
-def _sfu(conv: Conv) -> float:
+def sfu_of(conv: Conv) -> float:
+    """Special-function operations of the activation after a convolution."""
     return SFU_PER_ACTIVATION * elements(conv.outputs) if conv.act in ("silu", "gelu") else 0.0
 
 
-def _conv(conv: Conv, name: str, moved: float, *, sfu: float = 0.0, times: float = 1.0) -> Kernel:
-    flops = 2.0 * conv.macs * times
+def convolution(
+    conv: Conv, name: str, moved: float, *, sfu: float = 0.0, times: float = 1.0
+) -> Kernel:
+    """The kernel of a convolution that moves so many bytes, whatever else it does at its ends."""
+    flops = 2.0 * conv.macs
     if conv.depthwise:
         return Kernel(name, moved, plain=flops, sfu=sfu)
     return Kernel(name, moved, tensor=flops, sfu=sfu)
@@ -60,10 +64,10 @@ def _eager(block: Placed, size: int) -> Iterator[Kernel]:
             yield Kernel("squeeze", read)
             yield Kernel("gate")
             yield Kernel("multiply", 2 * read)
-        yield _conv(conv, "conv", read + written)
+        yield convolution(conv, "conv", read + written)
         yield Kernel("batch norm", 2 * written)
         if conv.act != "none":
-            yield Kernel("activation", 2 * written, sfu=_sfu(conv))
+            yield Kernel("activation", 2 * written, sfu=sfu_of(conv))
     last = elements(block.outputs) * size
     if block.residual:
         yield Kernel("add", 3 * last)
@@ -77,14 +81,14 @@ def _compiled(block: Placed, size: int) -> Iterator[Kernel]:
     for i, conv in enumerate(block.convs):
         read, written = elements(conv.inputs) * size, elements(conv.outputs) * size
         last = i + 1 == len(block.convs)
-        yield _conv(conv, "conv", read + written)
+        yield convolution(conv, "conv", read + written)
         if block.se_hidden and i + 2 == len(block.convs):
-            yield Kernel("norm, activation, squeeze", written, sfu=_sfu(conv))
+            yield Kernel("norm, activation, squeeze", written, sfu=sfu_of(conv))
             yield Kernel("gate")
-            yield Kernel("norm, activation, multiply", 2 * written, sfu=_sfu(conv))
+            yield Kernel("norm, activation, multiply", 2 * written, sfu=sfu_of(conv))
         else:
             passes = 3 if last and block.residual else 2
-            yield Kernel("norm, activation, add", passes * written, sfu=_sfu(conv))
+            yield Kernel("norm, activation, add", passes * written, sfu=sfu_of(conv))
     if block.role == "head":
         yield Kernel("pool", elements(block.outputs) * size)
 
@@ -99,7 +103,7 @@ def _fused(block: Placed, size: int) -> Iterator[Kernel]:
             moved += elements(conv.outputs)
         if last and block.se_hidden:
             yield Kernel("gate")
-        yield _conv(conv, "conv with its ends", moved * size, sfu=_sfu(conv))
+        yield convolution(conv, "conv with its ends", moved * size, sfu=sfu_of(conv))
 
 
 def _on_chip(block: Placed, size: int) -> Iterator[Kernel]:
@@ -108,7 +112,7 @@ def _on_chip(block: Placed, size: int) -> Iterator[Kernel]:
     outputs = 0 if block.role == "head" else elements(last.outputs)
     if len(block.convs) < 3 and not block.se_hidden:
         moved = (elements(first.inputs) + outputs) * size
-        sfu = sum(_sfu(conv) for conv in block.convs)
+        sfu = sum(sfu_of(conv) for conv in block.convs)
         yield Kernel("block", moved, tensor=2.0 * sum(c.macs for c in block.convs), sfu=sfu)
         return
     *front, project = block.convs
@@ -119,17 +123,17 @@ def _on_chip(block: Placed, size: int) -> Iterator[Kernel]:
             (HALO * elements(expand.inputs) + elements(depthwise.outputs)) * size,
             tensor=2.0 * expand.macs * HALO,
             plain=2.0 * depthwise.macs,
-            sfu=_sfu(expand) * HALO + _sfu(depthwise),
+            sfu=sfu_of(expand) * HALO + sfu_of(depthwise),
         )
     else:
         for conv in front:
             moved = (elements(conv.inputs) + elements(conv.outputs)) * size
-            yield _conv(conv, "conv with its ends", moved, sfu=_sfu(conv))
+            yield convolution(conv, "conv with its ends", moved, sfu=sfu_of(conv))
     if block.se_hidden:
         yield Kernel("gate")
     residual = elements(project.outputs) if block.residual else 0
     moved = (elements(project.inputs) + elements(project.outputs) + residual) * size
-    yield _conv(project, "project with its ends", moved, sfu=_sfu(project))
+    yield convolution(project, "project with its ends", moved, sfu=sfu_of(project))
 
 
 LEVELS = {

@@ -19,7 +19,8 @@ from ..options import Options
 from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import H200, Ceilings, seconds, total
-from ..roofline.kernels import LEVELS
+from ..roofline.kernels import LEVELS, Level
+from ..roofline.training import TRAINING
 from ..timing import WrongOutput
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
@@ -52,18 +53,51 @@ def roofline(options: Options) -> Iterator[list[Row]]:
 def static_rows(
     case: str, blocks: list[Placed], resolution: int, where: Ceilings = H200
 ) -> Iterator[Row]:
-    """Totals for one image in bf16, and the floor of each group of equal blocks on ``where``."""
-    for level in LEVELS.values():
+    """For one image in bf16: the totals, then each group of equal blocks."""
+    parts = {case: blocks}
+    parts.update({_group_title(case, group): group for group in groups_of(blocks)})
+    for title, some in parts.items():
+        yield from _counted(title, some, resolution, LEVELS, "", where)
+    yield from _counted(case, blocks, resolution, TRAINING, "training, ", where)
+
+
+def _counted(
+    title: str,
+    blocks: list[Placed],
+    resolution: int,
+    levels: dict[str, Level],
+    prefix: str,
+    where: Ceilings,
+) -> Iterator[Row]:
+    make = results.static_maker(
+        suite="roofline", case=title, batch=1, resolution=resolution, dtype="bfloat16"
+    )
+    for level in levels.values():
         kernels = [k for block in blocks for k in level.kernels(block, 2)]
-        make = results.static_maker(
-            suite="roofline", case=case, batch=1, resolution=resolution, dtype="bfloat16"
-        )
-        yield make(level.name, "moved", "MB", sum(k.bytes for k in kernels) / 1e6)
-        yield make(level.name, "tensor", "GFLOP", sum(k.tensor for k in kernels) / 1e9)
-        yield make(level.name, "plain", "GFLOP", sum(k.plain for k in kernels) / 1e9)
-        yield make(level.name, "special", "Mop", sum(k.sfu for k in kernels) / 1e6)
-        yield make(level.name, "kernels", "", len(kernels))
-        yield make(level.name, f"floor on {where.source}", "us", 1e6 * total(kernels, where))
+        for metric, unit, value in (
+            ("moved", "MB", sum(k.bytes for k in kernels) / 1e6),
+            ("tensor", "GFLOP", sum(k.tensor for k in kernels) / 1e9),
+            ("plain", "GFLOP", sum(k.plain for k in kernels) / 1e9),
+            ("special", "Mop", sum(k.sfu for k in kernels) / 1e6),
+            ("kernels", "", len(kernels)),
+            (f"floor on {where.source}", "us", 1e6 * total(kernels, where)),
+        ):
+            yield make(level.name, prefix + metric, unit, value)
+
+
+def groups_of(blocks: list[Placed]) -> list[list[Placed]]:
+    """Blocks that do the same work together, in order of the first of each."""
+    found: dict[tuple, list[Placed]] = {}
+    for block in blocks:
+        found.setdefault(block.shape, []).append(block)
+    return list(found.values())
+
+
+def _group_title(case: str, group: list[Placed]) -> str:
+    first = group[0]
+    c, h, w = first.inputs
+    shape = f"{c}x{h}x{w} to {first.outputs[0]}"
+    return f"{case}: {first.name} ({len(group)} x {first.kind} {shape})"
 
 
 def _measured(
@@ -77,16 +111,11 @@ def _measured(
     noise = torch.randn(4, 3, resolution, resolution, generator=random, device=device)
     built.calibrate(model, [noise])
     model = model.to(kind).to(memory_format=torch.channels_last)
-    groups: dict[tuple, list[Placed]] = {}
-    for block in blocks_of(model, resolution):
-        groups.setdefault(block.shape, []).append(block)
     rows: list[Row] = []
-    for found in groups.values():
+    for found in groups_of(blocks_of(model, resolution)):
         first = found[0]
         if not options.budget.allows(f"{case}, block {first.name}"):
             break
-        if not isinstance(model.get_submodule(first.name), nn.Module):
-            continue
         rows += _block_rows(case, model, found, batch, dtype, ceiling, random, options)
     return rows
 
@@ -111,7 +140,7 @@ def _block_rows(
     make = results.maker(
         device,
         suite="roofline",
-        case=f"{case}: {first.name} ({len(found)} x {first.kind} {_shape_text(first)})",
+        case=_group_title(case, found),
         batch=batch,
         resolution=options.resolution or 0,
         dtype=dtype,
@@ -162,8 +191,3 @@ def _run(name: str, model: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
     copied = copy.deepcopy(model)
     implementations.patched(copied)
     return copied.get_submodule(path)
-
-
-def _shape_text(block: Placed) -> str:
-    c, h, w = block.inputs
-    return f"{c}x{h}x{w} to {block.outputs[0]}"
