@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def measure(name: str, chosen: Options) -> None:
     except _ERRORS as error:
         print(f"benchmarks {name}: {error}", file=sys.stderr)
         chosen.failures.append(f"{name}: {error}")
+    except Exception as error:  # a bug: shown whole, but the other suites are run all the same
+        traceback.print_exc()
+        chosen.failures.append(f"{name}: {type(error).__name__}: {error}")
     print(text(rows), flush=True)
 
 

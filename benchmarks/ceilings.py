@@ -14,7 +14,7 @@ import torch
 
 from effv2_kernels.cli.timing import quantiles, synchronize, timed
 
-from .results import Row, environment, row
+from .results import Row, environment, maker
 from .roofline.floors import Ceilings
 
 _FP32_LANES = 128  # of a multiprocessor; each does one multiply-add a clock
@@ -34,24 +34,15 @@ def rows(device: torch.device, dtype: torch.dtype) -> list[Row]:
     """The two measured ceilings as rows of their own suite."""
     found = measure(device, dtype)
     name = str(dtype).removeprefix("torch.")
-    return [
-        row(
-            environment(device),
-            quantiles([value]),
-            suite="ceilings",
-            case=case,
-            impl="pytorch",
-            metric=metric,
-            unit=unit,
-            batch=0,
-            resolution=0,
-            dtype=name,
-        )
-        for case, metric, value, unit in (
-            ("copy", "bandwidth", found.memory / 1e9, "GB/s"),
-            ("matrix product", "rate", found.tensor / 1e12, "TFLOP/s"),
-        )
-    ]
+    values = {
+        "copy": ("bandwidth", "GB/s", found.memory / 1e9),
+        "matrix product": ("rate", "TFLOP/s", found.tensor / 1e12),
+    }
+    rows = []
+    for case, (metric, unit, value) in values.items():
+        make = maker(device, suite="ceilings", case=case, batch=0, resolution=0, dtype=name)
+        rows.append(make("pytorch", metric, unit, quantiles([value])))
+    return rows
 
 
 def _copy_rate(device: torch.device) -> float:

@@ -95,36 +95,6 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-def row(
-    where: Environment,
-    q: Quantiles,
-    *,
-    suite: str,
-    case: str,
-    impl: str,
-    metric: str,
-    unit: str,
-    batch: int | str,
-    resolution: int | str,
-    dtype: str,
-) -> Row:
-    return Row(
-        suite=suite,
-        case=case,
-        impl=impl,
-        metric=metric,
-        value=f"{q.median:.4g}",
-        unit=unit,
-        batch=str(batch),
-        resolution=str(resolution),
-        dtype=dtype,
-        samples=str(q.samples),
-        p20=f"{q.p20:.4g}",
-        p80=f"{q.p80:.4g}",
-        **asdict(where),
-    )
-
-
 def maker(
     device: torch.device,
     *,
@@ -135,23 +105,7 @@ def maker(
     dtype: str,
 ) -> Callable[[str, str, str, Quantiles], Row]:
     """A function of (impl, metric, unit, quantiles) that makes the rows of one case."""
-    where = environment(device)
-
-    def make(impl: str, metric: str, unit: str, q: Quantiles) -> Row:
-        return row(
-            where,
-            q,
-            suite=suite,
-            case=case,
-            impl=impl,
-            metric=metric,
-            unit=unit,
-            batch=batch,
-            resolution=resolution,
-            dtype=dtype,
-        )
-
-    return make
+    return _maker(environment(device), suite, case, batch, resolution, dtype)
 
 
 def static_maker(
@@ -160,19 +114,33 @@ def static_maker(
     """A function of (impl, metric, unit, value) for numbers that are counted or quoted: no device,
     no spread."""
     where = replace(environment(torch.device("cpu")), gpu=NO_DEVICE)
+    make = _maker(where, suite, case, batch, resolution, dtype)
+    return lambda impl, metric, unit, value: make(impl, metric, unit, quantiles([value]))
 
-    def make(impl: str, metric: str, unit: str, value: float) -> Row:
-        return row(
-            where,
-            quantiles([value]),
+
+def _maker(
+    where: Environment,
+    suite: str,
+    case: str,
+    batch: int | str,
+    resolution: int | str,
+    dtype: str,
+) -> Callable[[str, str, str, Quantiles], Row]:
+    def make(impl: str, metric: str, unit: str, q: Quantiles) -> Row:
+        return Row(
             suite=suite,
             case=case,
             impl=impl,
             metric=metric,
+            value=f"{q.median:.4g}",
             unit=unit,
-            batch=batch,
-            resolution=resolution,
+            batch=str(batch),
+            resolution=str(resolution),
             dtype=dtype,
+            samples=str(q.samples),
+            p20=f"{q.p20:.4g}",
+            p80=f"{q.p80:.4g}",
+            **asdict(where),
         )
 
     return make

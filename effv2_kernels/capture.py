@@ -119,14 +119,16 @@ class GraphRunner:
         return [cache.contents for cache in self._caches]
 
     def _record(self, key: Hashable, x: Tensor) -> _Graph | None:
-        static = torch.empty_like(x).copy_(x)
         self._wait()
-        try:
-            with _device_of(x):
+        # Tensors made in inference mode could not be written to outside of it, where the next call
+        # may come from.
+        with _device_of(x), torch.inference_mode(False), torch.no_grad():
+            static = torch.empty_like(x).copy_(x)
+            try:
                 outputs, replay, self._pool = record(lambda: self.model(static), self._pool)
-        except RuntimeError as error:  # whatever the model does that no graph can hold
-            self._refuse(key, f"the capture failed: {error}")
-            return None
+            except RuntimeError as error:  # whatever the model does that no graph can hold
+                self._refuse(key, f"the capture failed: {error}")
+                return None
         self._done(x)
         return _Graph(static, outputs, replay)
 

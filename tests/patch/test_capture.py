@@ -89,6 +89,16 @@ def test_inputs_stay_as_they_are(recordings: list[str], model: Small, image: Ten
     assert torch.equal(image, before)
 
 
+def test_a_graph_of_inference_mode_serves_outside_of_it(
+    recordings: list[str], model: Small, image: Tensor
+) -> None:
+    run = GraphRunner(model)
+    with torch.inference_mode():
+        run(image.clone())
+    assert torch.equal(run(2 * image), model(2 * image))
+    assert len(recordings) == 1
+
+
 @pytest.mark.parametrize("change", ["in_place", "load", "replace", "dtype"])
 def test_a_changed_weight_is_recorded_again(
     recordings: list[str], model: Small, image: Tensor, change: str
