@@ -110,6 +110,8 @@ def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind:
         multiply = tile.products / (rate.tensor * share * tile.efficiency)
     work = max(multiply, tile.loaded / rate.l2) + 0.5 * tile.special / _SPECIAL
     work += tile.steps * _STEP
+    if tile.stages < 3:  # nothing is under way while a step computes
+        work *= 1.1
     # A program alone waits for its loads, unless it has enough of them under way.
     alone = max(work, tile.steps * _LATENCY / max(tile.stages - 1, 1))
     rounds, rest = divmod(programs, target.multiprocessors * at_a_time)

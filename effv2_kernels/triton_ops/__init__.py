@@ -64,12 +64,22 @@ def _automatic(name: str) -> Callable:
     run_always = _explicit(name)
 
     def run(*args: Any) -> Any:
-        # Triton multiplies IEEE float32 on no tensor core, as cuDNN, whose tiles for it are better.
-        if args[1].dtype == torch.float32 and name != "depthwise_bias_act" and not tf32():
-            return NotImplemented
-        return run_always(*args)
+        return run_always(*args) if _is_expected_to_gain(name, args[1].dtype) else NotImplemented
 
     return run
+
+
+def _is_expected_to_gain(name: str, dtype: torch.dtype) -> bool:
+    """Triton multiplies IEEE float32 on no tensor core, like cuDNN, whose tiles for it are better;
+    a depthwise convolution has no use for one anyway."""
+    return dtype != torch.float32 or name == "depthwise_bias_act" or tf32()
+
+
+def has(name: str, dtype: torch.dtype, *, explicit: bool) -> bool:
+    """Whether a kernel here runs the op in ``dtype``, where it was asked for by name or not."""
+    if name not in _WHERE or dtype == torch.float64 or missing():
+        return False
+    return explicit or _is_expected_to_gain(name, dtype)
 
 
 def tf32() -> bool:

@@ -52,13 +52,14 @@ def wide(*maps: Tensor) -> bool:
     return any(x.numel() > MOST_ELEMENTS for x in maps)
 
 
+def empty(x: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised dense tensor on x's device, of x's dtype unless another is asked for."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
+
+
 def empty_nhwc(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    return torch.empty(
-        (x.shape[0], channels, height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    """An uninitialised (N, channels, height, width), channels_last."""
+    return empty(x, x.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

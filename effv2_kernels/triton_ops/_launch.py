@@ -9,6 +9,7 @@ that, and called. (Run-time numbers are declared ``do_not_specialize``, and fit 
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.float32: "*fp32",
 }
+_DTYPES = {name: dtype for dtype, name in _TYPES.items()}
 # Where there is no GPU to ask: one multiprocessor, so that programs are few and large.
 _INTERPRETER = replace(targets.KNOWN["sm_80"], name="Triton's interpreter", multiprocessors=1)
 
@@ -118,6 +120,18 @@ def _launch(
         )
         return
     compiled[grid](*arguments, *values)
+
+
+def keep(instance: Instance, compiled: Any, device: int) -> None:
+    """Load a compiled kernel on the current device, number ``device``, and let launches find it."""
+    kernel = getattr(importlib.import_module(instance.module), instance.kernel)
+    values = tuple(value for _, value in instance.constants)
+    specialised = (
+        (_DTYPES[kind], True) if kind in _DTYPES else kind is None for kind in instance.types
+    )
+    compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
+    key = (kernel, device, instance.warps, instance.stages, values, *specialised)
+    _COMPILED.setdefault(key, compiled)
 
 
 def _specialised(argument: Tensor | int | None) -> Any:

@@ -95,7 +95,7 @@ def convolve(
         "BLOCK_K": choice.block_k,
     }
     tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // choice.block_n)
-    into = out if split == 1 else out.new_empty((split, out.numel()), dtype=torch.float32)
+    into = out if split == 1 else arguments.empty(out, split, out.numel(), dtype=torch.float32)
     launch(
         conv_kernel,
         (tiles, split, 1),

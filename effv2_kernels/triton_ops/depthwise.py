@@ -42,7 +42,7 @@ def depthwise_bias_act(
     split = parts(shape, choice)
     if shape.taps > _MOST_TAPS or max(images, split) > _MOST_PROGRAMS:
         return NotImplemented
-    pooled = x.new_empty((images, channels if squeeze else 0))
+    pooled = arguments.empty(x, images, channels if squeeze else 0)
     sums = partial_sums(x, split, channels) if squeeze else None
     constants = {
         "C": channels,

@@ -22,7 +22,7 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
     if not arguments.runs(x) or x.numel() == 0 or weight.shape[0] == 0 or images > 65535:
         return NotImplemented
     out_channels = weight.shape[0]
-    out = x.new_empty((images, out_channels))
+    out = arguments.empty(x, images, out_channels)
     kind = arguments.kind(x)
     shape = Shape(images, pixels, channels, out_channels, arguments.special(act))
     choice: Choice = choose("conv_act_pool", shape, kind, target_of(x))
@@ -58,7 +58,7 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
 
 def partial_sums(x: Tensor, parts: int, channels: int) -> Tensor:
     """Room for the sums over parts of each image of x: float32 (N, parts, channels)."""
-    return x.new_empty((x.shape[0], parts, channels), dtype=torch.float32)
+    return arguments.empty(x, x.shape[0], parts, channels, dtype=torch.float32)
 
 
 def finish_mean(partial: Tensor, out: Tensor, pixels: int) -> None:
