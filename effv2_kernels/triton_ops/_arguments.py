@@ -23,13 +23,14 @@ def runs(x: Tensor) -> bool:
 
 
 def kind(x: Tensor) -> str:
-    """What multiplies, as in ``launch.dense.KINDS``."""
-    return _KINDS.get(x.dtype) or ("tf32" if tf32() and x.device.type != "cpu" else "float32")
+    """What multiplies, as in ``launch.dense.KINDS``; for the interpreter what has large tiles."""
+    return _KINDS.get(x.dtype) or ("tf32" if tf32() or interpreted() else "float32")
 
 
-def precision(kind: str) -> str:
-    """The ``input_precision`` of ``tl.dot``."""
-    return "ieee" if kind == "float32" else "tf32"
+def precision(x: Tensor) -> str:
+    """The ``input_precision`` of ``tl.dot``, which only float32 asks for."""
+    rounds = x.dtype != torch.float32 or (tf32() and x.device.type != "cpu")
+    return "tf32" if rounds else "ieee"
 
 
 def fast(act: str, x: Tensor) -> bool:

@@ -87,7 +87,7 @@ def convolve(
         "RESIDUAL": residual is not None and split == 1,
         "ACT": act if split == 1 else "none",
         "FAST": arguments.fast(act, x) and split == 1,
-        "PRECISION": arguments.precision(kind),
+        "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
         "SPLIT_K": split,
         "BLOCK_M": choice.block_m,

@@ -57,7 +57,7 @@ def fused_mbconv(
         "RESIDUAL": residual,
         "ACT": act,
         "FAST": arguments.fast(act, x),
-        "PRECISION": arguments.precision(kind),
+        "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
         "BLOCK_M": choice.block_m,
         "BLOCK_E": choice.block_e,

@@ -35,7 +35,7 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
         "PARTIAL": parts > 1,
         "ACT": act,
         "FAST": arguments.fast(act, x),
-        "PRECISION": arguments.precision(kind),
+        "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x),
         "TILES": tiles,
         "BLOCK_M": choice.block_m,
