@@ -20,7 +20,7 @@ import torch
 
 import effv2_kernels
 import python_ref
-from benchmarks.results import Row, environment
+from benchmarks.results import Environment, Row, environment
 from effv2_kernels.launch.targets import KNOWN
 from effv2_kernels.triton_ops._compile import compile_all, compile_for
 from effv2_kernels.triton_ops._launch import Instance
@@ -30,7 +30,14 @@ MODELS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
 BATCHES = (1, 128)
 SOURCES = "all sources"
 _PACKAGE = Path(effv2_kernels.__file__).parent
-_HASHED = ("triton_kernels", "triton_ops", "launch")
+_HASHED = (
+    *(f"triton_kernels/{name}.py" for name in ("activations", "gather", "conv", "fused_mbconv")),
+    *("triton_kernels/pool.py", "triton_kernels/depthwise.py", "launch/dense.py"),
+    *(f"launch/{name}.py" for name in ("conv", "fused_mbconv", "conv_act_pool")),
+    *("launch/depthwise_triton.py", "launch/selection.py", "launch/targets.py"),
+    *(f"triton_ops/{name}.py" for name in ("_arguments", "conv", "fused_mbconv", "pool")),
+    "triton_ops/depthwise.py",
+)
 _TENSOR_CORES = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
 _UNITS = {
     "registers": "registers a thread",
@@ -97,7 +104,8 @@ def rows(
 ) -> list[Row]:
     """The table, and a row that says what it was made from. progress: called with an architecture,
     how many of its kernels are compiled, and of how many."""
-    found = [_row(SOURCES, "sha256", fingerprint(), "", "", "all")]
+    where = environment(torch.device("cpu"))
+    found = [_row(where, SOURCES, "sha256", fingerprint(), "", "", "all")]
     models = tuple(models)
     for architecture in architectures:
         needed, target = instances(architecture, models), KNOWN[architecture]
@@ -111,7 +119,7 @@ def rows(
             measured = asdict(resources(compile_for(instance, target)))
             case, dtype = case_of(instance), _DTYPES[str(instance.types[0])]
             found += [
-                _row(case, metric, str(value), _UNITS[metric], dtype, architecture)
+                _row(where, case, metric, str(value), _UNITS[metric], dtype, architecture)
                 for metric, value in measured.items()
             ]
     return found
@@ -131,10 +139,9 @@ def case_of(instance: Instance) -> str:
 def fingerprint() -> str:
     """Of the code that decides what is compiled, without its comments and docstrings."""
     digest = hashlib.sha256()
-    for folder in _HASHED:
-        for path in sorted((_PACKAGE / folder).glob("*.py")):
-            digest.update(path.name.encode())
-            digest.update(_code(path.read_text()).encode())
+    for name in _HASHED:
+        digest.update(name.encode())
+        digest.update(_code((_PACKAGE / name).read_text()).encode())
     return digest.hexdigest()
 
 
@@ -148,8 +155,9 @@ def _code(source: str) -> str:
     return ast.dump(tree)
 
 
-def _row(case: str, metric: str, value: str, unit: str, dtype: str, gpu: str) -> Row:
-    where = asdict(environment(torch.device("cpu"))) | {"gpu": gpu, "driver": "none"}
+def _row(
+    where: Environment, case: str, metric: str, value: str, unit: str, dtype: str, gpu: str
+) -> Row:
     return Row(
         suite="static",
         case=case,
@@ -163,5 +171,5 @@ def _row(case: str, metric: str, value: str, unit: str, dtype: str, gpu: str) ->
         samples="1",
         p20="",
         p80="",
-        **where,
+        **asdict(where) | {"gpu": gpu, "driver": "none"},
     )

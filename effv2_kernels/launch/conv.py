@@ -89,7 +89,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
     longest = dense.power_of_two(shape.columns)
     blocks_k = (16, 32) if kind == "float32" else (32, 64, 128)
     for m, n, k, split, warps, stages in product(
-        (16, 32, 64, 128, 256), (16, 32, 64, 128, 256), blocks_k, (1, 2, 4, 8), (2, 4, 8), (2, 3, 4)
+        (16, 32, 64, 128, 256), (16, 32, 64, 128, 256), blocks_k, (1, 2, 4, 8), (4, 8), (2, 3, 4)
     ):
         if n > widest or k > max(longest, blocks_k[0]) or m > dense.power_of_two(shape.rows, 64):
             continue

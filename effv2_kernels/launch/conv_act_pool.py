@@ -86,7 +86,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
     """Every choice that is worth a look and fits."""
     blocks_k = (16, 32) if kind == "float32" else (32, 64, 128)
     for m, n, k, warps, stages in product(
-        (16, 32, 64, 128, 256), (16, 32, 64, 128, 256), blocks_k, (2, 4, 8), (2, 3, 4)
+        (16, 32, 64, 128, 256), (16, 32, 64, 128, 256), blocks_k, (4, 8), (2, 3, 4)
     ):
         if m > dense.power_of_two(shape.pixels, 64) or n > dense.power_of_two(shape.out_channels):
             continue

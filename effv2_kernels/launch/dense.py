@@ -47,6 +47,11 @@ def pad(size: int, block: int) -> int:
     return -(-size // block) * block
 
 
+def count(size: int, block: int) -> int:
+    """How many blocks cover ``size``."""
+    return -(-size // block)
+
+
 def power_of_two(size: int, least: int = 16) -> int:
     """The smallest power of two that is at least ``size`` and ``least``."""
     return max(least, 1 << (size - 1).bit_length())
@@ -57,8 +62,8 @@ class Tile:
     """What one program of a kernel does and takes.
 
     products: multiply-adds, padding included; loaded: bytes it reads through L2; special: special
-    functions; steps: dependent steps of its main loop; shared: bytes of shared memory; accumulators:
-    float32 values that live through the main loop; efficiency: of the tensor cores at this shape.
+    functions; steps: dependent steps of its main loop; shared: bytes of shared memory;
+    accumulators: float32 values that live through the main loop; efficiency: of the tensor cores at this shape.
     """
 
     products: float

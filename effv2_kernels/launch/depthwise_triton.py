@@ -36,7 +36,7 @@ class Choice:
 
 def parts(shape: Shape, choice: Choice) -> int:
     """Programs that share an image."""
-    return -(-(-(-shape.pixels // choice.block_p)) // choice.tiles)
+    return dense.count(dense.count(shape.pixels, choice.block_p), choice.tiles)
 
 
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:

@@ -37,16 +37,16 @@ _RUN_TIME = [
 def conv_kernel(
     x, weight, bias, gate, residual, out,
     rows, height, width, out_height, out_width, stride_h, stride_w, top, left,
-    C: tl.constexpr, O: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr,
+    C: tl.constexpr, OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr,
     GATED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); weight: (O, KH, KW, C); bias: (O,); gate: (N, C) if GATED; residual, out:
-    (N, H', W', O). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', O), partial sums that
+    """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias: (OUT,); gate: (N, C) if GATED; residual, out:
+    (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', OUT), partial sums that
     ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of channels, SPLIT_K)."""
     K: tl.constexpr = KH * KW * C
-    TILES_N: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
+    TILES_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
     EVEN: tl.constexpr = K % (BLOCK_K * SPLIT_K) == 0
 
@@ -57,7 +57,7 @@ def conv_kernel(
     first_h, first_w, base = locate(
         m, rows, height, width, out_height, out_width, stride_h, stride_w, top, left, C, WIDE
     )
-    weight_rows = weight + tl.minimum(n, O - 1)[None, :] * K
+    weight_rows = weight + tl.minimum(n, OUT - 1)[None, :] * K
     if GATED:
         gate_rows = gate + (tl.minimum(m, rows - 1) // (height * width))[:, None] * C
 
@@ -77,12 +77,12 @@ def conv_kernel(
             a = a * g
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
-    offsets = (m.to(tl.int64) if WIDE else m)[:, None] * O + n[None, :]
-    keep = (m < rows)[:, None] & (n < O)[None, :]
+    offsets = (m.to(tl.int64) if WIDE else m)[:, None] * OUT + n[None, :]
+    keep = (m < rows)[:, None] & (n < OUT)[None, :]
     if SPLIT_K > 1:
-        tl.store(out + split.to(tl.int64) * rows * O + offsets, acc, mask=keep)
+        tl.store(out + split.to(tl.int64) * rows * OUT + offsets, acc, mask=keep)
     else:
-        acc += tl.load(bias + n, mask=n < O, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
         acc = activate(acc, ACT, FAST)
         if RESIDUAL:
             acc += tl.load(residual + offsets, mask=keep, other=0.0).to(tl.float32)
@@ -92,7 +92,7 @@ def conv_kernel(
 @triton.jit(do_not_specialize=["elements"])
 def finish_split_kernel(
     partial, bias, residual, out, elements,
-    O: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
+    OUT: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
     SPLIT_K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the SPLIT_K partial sums in order, then bias, activation and residual. Bytes: the
@@ -103,7 +103,7 @@ def finish_split_kernel(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in tl.static_range(SPLIT_K):
         total += tl.load(partial + split * elements + i, mask=keep, other=0.0)
-    total += tl.load(bias + i % O, mask=keep, other=0.0).to(tl.float32)
+    total += tl.load(bias + i % OUT, mask=keep, other=0.0).to(tl.float32)
     total = activate(total, ACT, FAST)
     if RESIDUAL:
         total += tl.load(residual + i, mask=keep, other=0.0).to(tl.float32)

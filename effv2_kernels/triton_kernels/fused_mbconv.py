@@ -36,13 +36,13 @@ _RUN_TIME = [
 def fused_mbconv_kernel(
     x, expand_weight, expand_bias, project_weight, project_bias, out,
     rows, height, width, out_height, out_width, stride_h, stride_w, top, left,
-    C: tl.constexpr, E: tl.constexpr, O: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    C: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     PLAIN: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); expand_weight: (E, KH, KW, C); project_weight: (O, E); biases: (E,), (O,);
-    out: (N, H', W', O). RESIDUAL adds x, which then has out's shape. Grid: (tiles of pixels,)."""
+    """x: (N, H, W, C); expand_weight: (E, KH, KW, C); project_weight: (OUT, E); biases: (E,), (OUT,);
+    out: (N, H', W', OUT). RESIDUAL adds x, which then has out's shape. Grid: (tiles of pixels,)."""
     K: tl.constexpr = KH * KW * C
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
@@ -53,7 +53,7 @@ def fused_mbconv_kernel(
     first_h, first_w, base = locate(
         m, rows, height, width, out_height, out_width, stride_h, stride_w, top, left, C, WIDE
     )
-    project_rows = project_weight + tl.minimum(o, O - 1)[None, :] * E
+    project_rows = project_weight + tl.minimum(o, OUT - 1)[None, :] * E
 
     acc = tl.zeros((BLOCK_M, BLOCK_O), dtype=tl.float32)
     for chunk in range(0, CHUNKS):
@@ -78,9 +78,9 @@ def fused_mbconv_kernel(
             hidden = tl.where((e < E)[None, :], hidden, 0.0)
         acc = tl.dot(hidden.to(x.dtype.element_ty), p, acc, input_precision=PRECISION)
 
-    offsets = (m.to(tl.int64) if WIDE else m)[:, None] * O + o[None, :]
-    keep = (m < rows)[:, None] & (o < O)[None, :]
-    acc += tl.load(project_bias + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+    offsets = (m.to(tl.int64) if WIDE else m)[:, None] * OUT + o[None, :]
+    keep = (m < rows)[:, None] & (o < OUT)[None, :]
+    acc += tl.load(project_bias + o, mask=o < OUT, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
         acc += tl.load(x + offsets, mask=keep, other=0.0).to(tl.float32)
     tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=keep)

@@ -23,20 +23,20 @@ from .gather import load_window
 @triton.jit(do_not_specialize=["pixels"])
 def conv_act_pool_kernel(
     x, weight, bias, out, pixels,
-    C: tl.constexpr, O: tl.constexpr, PARTIAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
+    C: tl.constexpr, OUT: tl.constexpr, PARTIAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr,
     TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, pixels, C); weight: (O, C); bias: (O,); out: (N, O) means or, if PARTIAL, float32
-    (N, parts, O) sums over TILES tiles of BLOCK_M pixels each. Grid: (tiles of channels, parts,
+    """x: (N, pixels, C); weight: (OUT, C); bias: (OUT,); out: (N, OUT) means or, if PARTIAL, float32
+    (N, parts, OUT) sums over TILES tiles of BLOCK_M pixels each. Grid: (tiles of channels, parts,
     N)."""
     STEPS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     EVEN: tl.constexpr = C % BLOCK_K == 0
     part = tl.program_id(1)
     image = tl.program_id(2)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight_rows = weight + tl.minimum(n, O - 1)[None, :] * C
-    shift = tl.load(bias + n, mask=n < O, other=0.0).to(tl.float32)
+    weight_rows = weight + tl.minimum(n, OUT - 1)[None, :] * C
+    shift = tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)
     start = image * pixels
     if WIDE:
         start = start.to(tl.int64)
@@ -59,10 +59,10 @@ def conv_act_pool_kernel(
 
     if PARTIAL:
         parts = tl.num_programs(1)
-        tl.store(out + (image * parts + part) * O + n, total, mask=n < O)
+        tl.store(out + (image * parts + part) * OUT + n, total, mask=n < OUT)
     else:
         mean = total / pixels.to(tl.float32)
-        tl.store(out + image * O + n, mean.to(out.dtype.element_ty), mask=n < O)
+        tl.store(out + image * OUT + n, mean.to(out.dtype.element_ty), mask=n < OUT)
 
 
 @triton.jit(do_not_specialize=["parts", "pixels"])

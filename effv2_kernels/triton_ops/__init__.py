@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-
 _WHERE = {
     "stem": "conv",
     "conv_bias_act": "conv",
@@ -84,7 +83,7 @@ def has(name: str, dtype: torch.dtype, *, explicit: bool) -> bool:
 
 def tf32() -> bool:
     """Whether float32 convolutions may round their operands to TF32."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 # What runs an op on Triton, or returns NotImplemented: wherever it was asked for by name, and

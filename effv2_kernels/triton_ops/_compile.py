@@ -57,10 +57,14 @@ def compile_all(
     many. Raises RuntimeError with the compiler's words if one fails."""
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
     command = [sys.executable, "-m", __name__]
-    workers = []
+    workers, pipe = [], subprocess.PIPE
     for first in range(count):
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         lines = [asdict(target), *(asdict(i) for i in instances[first::count])]
         assert worker.stdin is not None

@@ -115,9 +115,7 @@ def _launch(
     key = (kernel, device, warps, stages, values, *map(_specialised, arguments))
     compiled = _COMPILED.get(key)
     if compiled is None:
-        _COMPILED[key] = kernel[grid](
-            *arguments, **constants, num_warps=warps, num_stages=stages
-        )
+        _COMPILED[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
         return
     compiled[grid](*arguments, *values)
 

@@ -79,7 +79,7 @@ def convolve(
     split = choice.split_k
     constants = {
         "C": channels,
-        "O": weight.shape[0],
+        "OUT": weight.shape[0],
         "KH": kernel[0],
         "KW": kernel[1],
         "PLAIN": window.plain,
@@ -113,7 +113,7 @@ def _finish(
     partial: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor, act: str, split: int
 ) -> None:
     constants = {
-        "O": out.shape[1],
+        "OUT": out.shape[1],
         "RESIDUAL": residual is not None,
         "ACT": act,
         "FAST": arguments.fast(act, out),

@@ -25,8 +25,9 @@ def fused_mbconv(
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    """x: (N, C, H, W); expand_weight: (E, C, k, k), without a copy if channels_last; project_weight:
-    (O, E, 1, 1); biases: (E,), (O,). ``residual`` adds x. Returns (N, O, H', W'), channels_last.
+    """x: (N, C, H, W); expand_weight: (E, C, k, k), without a copy if channels_last;
+    project_weight: (O, E, 1, 1); biases: (E,), (O,). ``residual`` adds x. Returns (N, O, H', W'),
+    channels_last.
     Declines float64 and 2^31 pixels."""
     kernel = tuple(expand_weight.shape[2:])
     window = arguments.window(x, kernel, stride, padding)
@@ -50,7 +51,7 @@ def fused_mbconv(
     constants = {
         "C": x.shape[1],
         "E": expanded,
-        "O": out_channels,
+        "OUT": out_channels,
         "KH": kernel[0],
         "KW": kernel[1],
         "PLAIN": window.plain,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..launch.conv_act_pool import Choice, Shape, tiles_of_a_part
-from ..launch.dense import power_of_two
+from ..launch.dense import count, power_of_two
 from ..launch.selection import choose
 from ..triton_kernels.pool import conv_act_pool_kernel, finish_mean_kernel
 from . import _arguments as arguments
@@ -27,11 +27,11 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
     shape = Shape(images, pixels, channels, out_channels, arguments.special(act))
     choice: Choice = choose("conv_act_pool", shape, kind, target_of(x))
     tiles = tiles_of_a_part(shape, choice)
-    parts = -(-(-(-pixels // choice.block_m)) // tiles)
+    parts = count(count(pixels, choice.block_m), tiles)
     into = out if parts == 1 else partial_sums(x, parts, out_channels)
     constants = {
         "C": channels,
-        "O": out_channels,
+        "OUT": out_channels,
         "PARTIAL": parts > 1,
         "ACT": act,
         "FAST": arguments.fast(act, x),
