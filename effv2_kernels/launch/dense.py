@@ -63,7 +63,8 @@ class Tile:
 
     products: multiply-adds, padding included; loaded: bytes it reads through L2; special: special
     functions; steps: dependent steps of its main loop; shared: bytes of shared memory;
-    accumulators: float32 values that live through the main loop; efficiency: of the tensor cores at this shape.
+    accumulators: float32 values that live through the main loop; efficiency: of the tensor cores at
+    this shape.
     """
 
     products: float

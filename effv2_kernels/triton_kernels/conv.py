@@ -42,9 +42,9 @@ def conv_kernel(
     PRECISION: tl.constexpr, WIDE: tl.constexpr, SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias: (OUT,); gate: (N, C) if GATED; residual, out:
-    (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', OUT), partial sums that
-    ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of channels, SPLIT_K)."""
+    """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias: (OUT,); gate: (N, C) if GATED; residual,
+    out: (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', OUT), partial sums
+    that ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of channels, SPLIT_K)."""
     K: tl.constexpr = KH * KW * C
     TILES_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)

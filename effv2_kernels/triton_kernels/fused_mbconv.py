@@ -41,8 +41,9 @@ def fused_mbconv_kernel(
     PRECISION: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); expand_weight: (E, KH, KW, C); project_weight: (OUT, E); biases: (E,), (OUT,);
-    out: (N, H', W', OUT). RESIDUAL adds x, which then has out's shape. Grid: (tiles of pixels,)."""
+    """x: (N, H, W, C); expand_weight: (E, KH, KW, C); project_weight: (OUT, E); biases: (E,),
+    (OUT,); out: (N, H', W', OUT). RESIDUAL adds x, which then has out's shape. Grid: (tiles of
+    pixels,)."""
     K: tl.constexpr = KH * KW * C
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E

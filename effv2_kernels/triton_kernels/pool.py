@@ -23,13 +23,13 @@ from .gather import load_window
 @triton.jit(do_not_specialize=["pixels"])
 def conv_act_pool_kernel(
     x, weight, bias, out, pixels,
-    C: tl.constexpr, OUT: tl.constexpr, PARTIAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, OUT: tl.constexpr, PARTIAL: tl.constexpr, ACT: tl.constexpr,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
     TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, pixels, C); weight: (OUT, C); bias: (OUT,); out: (N, OUT) means or, if PARTIAL, float32
-    (N, parts, OUT) sums over TILES tiles of BLOCK_M pixels each. Grid: (tiles of channels, parts,
-    N)."""
+    """x: (N, pixels, C); weight: (OUT, C); bias: (OUT,); out: (N, OUT) means or, if PARTIAL,
+    float32 (N, parts, OUT) sums over TILES tiles of BLOCK_M pixels each. Grid: (tiles of channels,
+    parts, N)."""
     STEPS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     EVEN: tl.constexpr = C % BLOCK_K == 0
     part = tl.program_id(1)

@@ -57,7 +57,7 @@ def compile_all(
     many. Raises RuntimeError with the compiler's words if one fails."""
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
     command = [sys.executable, "-m", __name__]
-    workers, pipe = [], subprocess.PIPE
+    workers = []
     for first in range(count):
         worker = subprocess.Popen(
             command,
