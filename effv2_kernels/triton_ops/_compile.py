@@ -12,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -56,33 +58,64 @@ def compile_all(
     """Compile instances in parallel processes. progress: called with how many are done, and of how
     many. Raises RuntimeError with the compiler's words if one fails."""
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
-    command = [sys.executable, "-m", __name__]
-    workers = []
-    for first in range(count):
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        lines = [asdict(target), *(asdict(i) for i in instances[first::count])]
-        assert worker.stdin is not None
-        worker.stdin.write("\n".join(map(json.dumps, lines)))
-        worker.stdin.close()
-        workers.append(worker)
-    done, failures = 0, []
-    for worker in workers:
-        assert worker.stdout is not None and worker.stderr is not None
-        for _ in worker.stdout:
-            done += 1
-            if progress is not None:
-                progress(done, len(instances))
-        error = worker.stderr.read()
-        if worker.wait():
-            failures.append(error.strip())
+    shares = [instances[first::count] for first in range(count)] if instances else []
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(target, share)) for share in shares]
+        done, failures = 0, []
+        for worker in workers:
+            for _ in worker.answers():
+                done += 1
+                if progress is not None:
+                    progress(done, len(instances))
+            failures += worker.failure()
     if failures:
         raise RuntimeError(f"a Triton kernel does not compile for {target.name}:\n{failures[0]}")
+
+
+class _Worker:
+    """A process that compiles its share; it ends with the block that it is used in."""
+
+    def __init__(self, target: Target, share: Sequence[Instance]):
+        # A file, not a pipe, so that a talkative compiler does not wait for a reader.
+        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            text=True,
+            env=_environment(),
+        )
+        parts: list[Any] = [target, *share]
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            pipe.write("\n".join(json.dumps(asdict(part)) for part in parts))
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._words.close()
+
+    def answers(self) -> Iterator[str]:
+        assert self._process.stdout is not None
+        with self._process.stdout as pipe:
+            yield from pipe
+
+    def failure(self) -> list[str]:
+        """What it said if it failed."""
+        if self._process.wait() == 0:
+            return []
+        self._words.seek(0)
+        return [self._words.read().strip()]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its import path, and with kernels that are compiled."""
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | paths
 
 
 def _work(lines: Sequence[str]) -> None:

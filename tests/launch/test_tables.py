@@ -26,7 +26,7 @@ OTHER = tables.Entry(
 
 def forget() -> None:
     tables._of_gpu.cache_clear()
-    selection.choose.cache_clear()
+    selection.known.cache_clear()
 
 
 @pytest.fixture
