@@ -38,13 +38,13 @@ _HASHED = (
     *(f"triton_ops/{name}.py" for name in ("_arguments", "conv", "fused_mbconv", "pool")),
     "triton_ops/depthwise.py",
 )
-_TENSOR_CORES = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
+# The newest matrix instruction of each architecture, in PTX: an older one is a path that was lost.
+_TENSOR_CORES = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
 _UNITS = {
     "registers": "registers a thread",
     "spill_bytes": "bytes a thread",
     "shared_bytes": "bytes",
     "tensor_core_instructions": "instructions",
-    "wgmma": "instructions",
 }
 _DTYPES = {"*bf16": "bfloat16", "*fp16": "float16", "*fp32": "float32"}
 
@@ -52,16 +52,15 @@ _DTYPES = {"*bf16": "bfloat16", "*fp16": "float16", "*fp32": "float32"}
 @dataclass(frozen=True)
 class Resources:
     """Of a compiled kernel. spill_bytes: its stack frame, where nothing of ours lies;
-    tensor_core_instructions: matrix instructions in its PTX; wgmma: those that are Hopper's."""
+    tensor_core_instructions: the architecture's own matrix instructions in its PTX."""
 
     registers: int
     spill_bytes: int
     shared_bytes: int
     tensor_core_instructions: int
-    wgmma: int
 
 
-def resources(compiled: Any) -> Resources:
+def resources(compiled: Any, architecture: str) -> Resources:
     """Reads a ``triton.compiler.CompiledKernel``, with the cuobjdump that Triton brings."""
     import triton
 
@@ -71,13 +70,12 @@ def resources(compiled: Any) -> Resources:
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    found = _TENSOR_CORES.findall(compiled.asm["ptx"])
+    instruction = re.escape(_TENSOR_CORES[architecture])
     return Resources(
         registers=int(used["REG"]),
         spill_bytes=int(used["STACK"]) + int(used["LOCAL"]),
         shared_bytes=compiled.metadata.shared,
-        tensor_core_instructions=len(found),
-        wgmma=found.count("wgmma.mma_async"),
+        tensor_core_instructions=len(re.findall(rf"\b{instruction}\b", compiled.asm["ptx"])),
     )
 
 
@@ -116,7 +114,7 @@ def rows(
 
         compile_all(needed, target, processes, report)
         for instance in needed:
-            measured = asdict(resources(compile_for(instance, target)))
+            measured = asdict(resources(compile_for(instance, target), architecture))
             case, dtype = case_of(instance), _DTYPES[str(instance.types[0])]
             found += [
                 _row(where, case, metric, str(value), _UNITS[metric], dtype, architecture)

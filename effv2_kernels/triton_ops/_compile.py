@@ -34,11 +34,17 @@ def compile_for(instance: Instance, target: Target) -> Any:
     run_time = [name for name in kernel.arg_names if name not in constants]
     types = dict(zip(run_time, instance.types, strict=True))
     constants.update((name, None) for name, kind in types.items() if kind is None)
-    signature, constexprs, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constexprs: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list] = {}
     for index, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types[name]
         if name in constants:
             constexprs[(index,)] = constants[name]
+            if isinstance(constants[name], str):
+                attributes[
+                    (index,)
+                ] = []  # as Triton's launcher has it: the same entry in its cache
         elif signature[name].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     major, minor = target.capability
