@@ -3,7 +3,7 @@
 Bytes: the input and the weights; FLOPs: 2 N P O C with P pixels an image. V2-S at 384 pixels, batch
 128, bf16: 144 pixels, C = 256, O = 1280: 9.4 MB read (the map that is not written, and not read
 again for the mean, would be 47 MB) and 12 GFLOP, 15 us at 790 TFLOP/s, which is the floor. One
-image: 1.3 MB of which half are weights: one launch.
+image: 0.7 MB, nine tenths of it weights, and one or two launches.
 
 Tile: BLOCK_M pixels of one image x BLOCK_N channels, whose rows are added up in registers, tile
 after tile of the image's pixels, so no program needs another one's result and the order of the sum

@@ -42,9 +42,8 @@ def compile_for(instance: Instance, target: Target) -> Any:
         if name in constants:
             constexprs[(index,)] = constants[name]
             if isinstance(constants[name], str):
-                attributes[
-                    (index,)
-                ] = []  # as Triton's launcher has it: the same entry in its cache
+                # As Triton's own launcher has it, so that both have one entry in its cache.
+                attributes[(index,)] = []
         elif signature[name].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     major, minor = target.capability
