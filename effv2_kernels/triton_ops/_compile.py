@@ -1,5 +1,5 @@
 """Compiles kernels that are not running yet: for any NVIDIA GPU, without having one, into Triton's
-cache, where a launch finds them.
+cache, where ``compile_for`` finds them in another process.
 
 ``python -m effv2_kernels.triton_ops._compile`` does so for the instances on its standard input, one
 JSON object a line after the architecture's line: the worker of ``compile_all``.
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..launch.targets import Target
-from ._launch import Instance
+from ._launch import Instance, options
 
 
 def compile_for(instance: Instance, target: Target) -> Any:
@@ -41,16 +41,13 @@ def compile_for(instance: Instance, target: Target) -> Any:
         signature[name] = "constexpr" if name in constants else types[name]
         if name in constants:
             constexprs[(index,)] = constants[name]
-            if isinstance(constants[name], str):
-                # As Triton's own launcher has it, so that both have one entry in its cache.
-                attributes[(index,)] = []
         elif signature[name].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     major, minor = target.capability
     return triton.compile(
         ASTSource(kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={"num_warps": instance.warps, "num_stages": instance.stages},
+        options=options(instance.warps, instance.stages),
     )
 
 

@@ -115,9 +115,15 @@ def _launch(
     key = (kernel, device, warps, stages, values, *map(_specialised, arguments))
     compiled = _COMPILED.get(key)
     if compiled is None:
-        _COMPILED[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+        _COMPILED[key] = kernel[grid](*arguments, **constants, **options(warps, stages))
         return
     compiled[grid](*arguments, *values)
+
+
+def options(warps: int, stages: int) -> dict[str, Any]:
+    """What a kernel is compiled with, beside its constants; nothing is left to a default that a
+    newer Triton changes."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 def keep(instance: Instance, compiled: Any, device: int) -> None:
