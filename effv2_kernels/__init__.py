@@ -8,6 +8,7 @@ from .capture import capture
 from .patch import is_patched, patch, refresh, unpatch
 from .report import Patched, PatchReport, Skipped
 from .version import __version__
+from .warmup import warmup
 
 __all__ = [
     "BackendStatus",
@@ -21,4 +22,5 @@ __all__ = [
     "patch",
     "refresh",
     "unpatch",
+    "warmup",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _native, cpu, ops
+from . import _native, cpu, ops, triton_ops
 
 NAMES = ("cuda", "triton", "cpu")
 MIN_CAPABILITY = (8, 0)
@@ -33,11 +33,22 @@ def _cuda() -> BackendStatus:
     if missing:
         return BackendStatus(False, missing)
     found = ", ".join(sorted(ops.NATIVE_OPS))
-    return BackendStatus(True, f"native kernels: {found}; the other ops run through ATen")
+    others = "ATen" if triton_ops.missing() else "Triton or ATen"
+    return BackendStatus(True, f"native kernels: {found}; the other ops run through {others}")
 
 
 def _triton() -> BackendStatus:
-    return BackendStatus(False, "this version has no Triton kernels yet")
+    missing = triton_ops.missing()
+    if missing:
+        return BackendStatus(False, missing)
+    if ops.TRITON_INTERPRETED:
+        reason = "TRITON_INTERPRET=1: interpreted on the CPU, to check results; very slow"
+        return BackendStatus(True, reason)
+    missing = _no_gpu()
+    if missing:
+        return BackendStatus(False, missing)
+    found = ", ".join(sorted(triton_ops.EXPLICIT))
+    return BackendStatus(True, f"Triton kernels: {found}; the other ops run through ATen")
 
 
 def _cpu() -> BackendStatus:
@@ -69,26 +80,44 @@ def choose(requested: str, device: torch.device) -> tuple[str, list[str]]:
         raise ValueError(f"backend must be one of {known}, got {requested!r}")
     status = backends()
     if requested != "auto":
-        needed = "cpu" if requested == "cpu" else "cuda"
         if not status[requested].available:
             reason = status[requested].reason
             raise RuntimeError(f"backend {requested!r} cannot run here: {reason}")
-        if device.type != needed:
+        if device.type not in _devices(requested):
             raise RuntimeError(f"backend {requested!r} cannot run: the model is on {device.type}")
         return requested, []
     if device.type == "cuda":
         if status["cuda"].available:
             return "cuda", [status["cuda"].reason]
-        return "aten", [f"no CUDA kernels: {status['cuda'].reason}"]
+        no_cuda = f"no CUDA kernels: {status['cuda'].reason}"
+        if status["triton"].available:
+            return "triton", [no_cuda, status["triton"].reason]
+        return "aten", [no_cuda, f"no Triton kernels: {status['triton'].reason}"]
     if device.type == "cpu":
         return "cpu", [f"no GPU kernels: {status['cuda'].reason}"]
     return "aten", [f"no kernels for device type {device.type!r}"]
 
 
-def runs_on(op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What runs an op for such tensors: "cuda", "onednn" or "aten"."""
+def _devices(requested: str) -> tuple[str, ...]:
+    if requested == "triton" and ops.TRITON_INTERPRETED:
+        return ("cuda", "cpu")
+    return ("cpu",) if requested == "cpu" else ("cuda",)
+
+
+def runs_on(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    triton: bool = False,
+) -> str:
+    """What runs an op for such tensors: "cuda", "triton", "onednn" or "aten". ``triton``: where
+    Triton was asked for by name."""
+    if triton:
+        return "triton" if triton_ops.has(op, dtype, explicit=True) else "aten"
     if device.type == "cuda":
-        return "cuda" if op in ops.NATIVE_OPS else "aten"
+        if op in ops.NATIVE_OPS:
+            return "cuda"
+        return "triton" if triton_ops.has(op, dtype, explicit=False) else "aten"
     if device.type == "cpu" and op != "squeeze_excite_gate" and dtype in cpu.onednn_dtypes():
         return "onednn"
     return "aten"

@@ -123,20 +123,23 @@ class WeightCache:
     the beginning and the middle of every convolution's weight and bias. What no check can see in
     time needs ``effv2_kernels.refresh(model)``: a write behind autograd's back to a few elements
     of a weight, or to any tensor on a GPU, which reading contents would stall.
+
+    packs: for oneDNN, where that is what runs.
     """
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, packs: bool = True):
         self._block = block
+        self._packs = packs
         self._leaves = tuple(leaves_of(block))
         self._gates = tuple(gates_of(block))
         self._state: _State | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return {"_block": self._block}
+        return {"_block": self._block, "_packs": self._packs}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["_block"])  # type: ignore[misc]
+        self.__init__(state["_block"], state["_packs"])  # type: ignore[misc]
 
     def clear(self) -> None:
         self._state = None
@@ -180,7 +183,7 @@ class WeightCache:
             folded = _fold_outside_autograd(self._block, dtype, x.device)
             if state.stamp.cacheable and not _capturing(x.device):
                 state.folded[dtype] = folded
-        if x.device.type != "cpu" or not cpu.runs_onednn(x, dtype):
+        if not self._packs or x.device.type != "cpu" or not cpu.runs_onednn(x, dtype):
             return folded
         return self._pack_second_time(state, folded, x, dtype)
 

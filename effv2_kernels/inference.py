@@ -27,6 +27,7 @@ from .blocks import Block, ConvBNAct, FusedMBConv, MBConv, leaves_of
 from .folding import Stamp, WeightCache, Weights, fold
 
 DISPATCHED = torch.ops.effv2
+TRITON = torch.ops.effv2_triton
 
 
 def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
@@ -155,12 +156,13 @@ def checked(group: object, stamp: Stamp, known: bool) -> Iterator[None]:
 class BlockRunner:
     """Runs one block on our ops. ``watched`` are the modules whose own forward is bypassed (the
     block's descendants): they must be as they were when the block was described, in eval mode and
-    free of hooks, or the original forward runs."""
+    free of hooks, or the original forward runs. ``triton``: the ops are those of Triton."""
 
-    def __init__(self, block: Block, watched: Watch):
+    def __init__(self, block: Block, watched: Watch, triton: bool = False):
         self.block = block
         self.branch = replace(block, residual=False)
-        self.cache = WeightCache(block)
+        self.triton = triton
+        self.cache = WeightCache(block, packs=not triton)
         self.watch = watched
         self.leaves = tuple(leaves_of(block))
         self.group: object = None
@@ -194,7 +196,7 @@ class BlockRunner:
             or (x.is_cuda and weight.dtype == torch.float64)
         ):
             return False
-        if torch.is_autocast_enabled(x.device.type):
+        if autocasts(x.device.type):
             return weight.dtype != torch.float64 and x.dtype != torch.float64
         return x.dtype == weight.dtype
 
@@ -202,13 +204,16 @@ class BlockRunner:
         """x: (N, C, H, W) in any memory format -> (N, O, H', W'), channels_last."""
         sequence = sequence or SEQUENCES[type(self.block)]
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
+        autocast = autocasts(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or device == "meta":
-            return self._apply(DISPATCHED, sequence, fold(self.block, dtype), x, dtype)
+            named = TRITON if self.triton else DISPATCHED
+            return self._apply(named, sequence, fold(self.block, dtype), x, dtype)
         group = _CHECK.stamp if self._is_checked() else None
         weights = self.cache.weights(x, dtype, group, known=group is not None and _CHECK.known)
         ops = DIRECT if weights.packed and not watched() else DISPATCHED
+        if self.triton:
+            ops = TRITON
         with torch._C._AutoDispatchBelowAutograd():
             if not autocast:
                 return self._apply(ops, sequence, weights, x, dtype)
@@ -285,6 +290,11 @@ def forward_hooks(module: nn.Module) -> tuple[dict, dict]:
 def hooks_of(module: nn.Module) -> tuple[dict, ...]:
     """All hooks that calling ``module`` may run."""
     return (*forward_hooks(module), module._backward_hooks, module._backward_pre_hooks)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on; "meta" has none, and PyTorch raises where it is asked."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:

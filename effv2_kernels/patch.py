@@ -74,15 +74,16 @@ def patch(
     unpatch(model)
     coverage, uncounted = _coverage(model, candidates)
     accepted = [c for c in candidates if not isinstance(c.described, Refusal)]
+    triton = backend == "triton"
     for candidate in accepted:
         if candidate.module is not None:
-            _install_block(candidate.module, candidate.described)
+            _install_block(candidate.module, candidate.described, triton)
     # After the blocks: a model's ends may hold some, whose forward is to be found as it now is.
-    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end)}
+    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end, triton)}
     for _, end in ends:
         _join_checks(end.model)
     return PatchReport(
-        patched=[_entry(c, c.name in pooled_heads, device) for c in accepted],
+        patched=[_entry(c, c.name in pooled_heads, device, triton) for c in accepted],
         skipped=[Skipped(c.name, c.described.reason) for c in refused],
         coverage=coverage,
         backend=chosen,
@@ -184,14 +185,14 @@ def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
     return described
 
 
-def _install_block(module: nn.Module, block: Block) -> None:
-    runner = BlockRunner(block, Watch(links_of(module)))
+def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
+    runner = BlockRunner(block, Watch(links_of(module)), triton)
     module.forward = BlockForward(module, runner)
     module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)), [module.forward])
     module._replicate_for_data_parallel = ReplicateUnpatched(module)
 
 
-def _install_ends(prefix: str, ends: Ends) -> Iterator[str]:
+def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
     """Let the model's own methods run its ends; yields the head's name if its pool is fused."""
     described = {c.name: c.described for c in _of_ends(prefix, ends)}
     stem, head = described[prefix + ends.stem_name], described.get(prefix + str(ends.head_name))
@@ -200,7 +201,8 @@ def _install_ends(prefix: str, ends: Ends) -> Iterator[str]:
     if not ends.methods or (own_stem is None and head is None):
         return
     watch = Watch(_bypassed_links(ends))
-    runner = ModelRunner(ends, watch, *(_end_runner(block, watch) for block in (own_stem, head)))
+    stem_and_head = (_end_runner(block, watch, triton) for block in (own_stem, head))
+    runner = ModelRunner(ends, watch, *stem_and_head)
     methods = {name: ModelForward(runner, name) for name in ends.methods}
     for name, method in methods.items():
         setattr(ends.model, name, method)
@@ -223,8 +225,8 @@ def _join_checks(model: nn.Module) -> None:
     forward.runner.adopt(blocks, Watch(links_of(model)))
 
 
-def _end_runner(block: Block | None, watch: Watch) -> BlockRunner | None:
-    return None if block is None else BlockRunner(block, watch)
+def _end_runner(block: Block | None, watch: Watch, triton: bool) -> BlockRunner | None:
+    return None if block is None else BlockRunner(block, watch, triton)
 
 
 def _bypassed_links(ends: Ends) -> Iterator[tuple[nn.Module, str]]:
@@ -241,11 +243,11 @@ def _model_order(model: nn.Module):
     return lambda candidate: order[candidate.name]
 
 
-def _entry(candidate: _Candidate, pooled: bool, device: torch.device) -> Patched:
+def _entry(candidate: _Candidate, pooled: bool, device: torch.device, triton: bool) -> Patched:
     block = candidate.described
     names = op_names(block, pooled=pooled and isinstance(block, ConvBNAct))
     dtype = next(leaves_of(block)).weight.dtype
-    ops = tuple(f"{name}[{runs_on(name, device, dtype)}]" for name in names)
+    ops = tuple(f"{name}[{runs_on(name, device, dtype, triton)}]" for name in names)
     return Patched(candidate.name, type(block).__name__, ops)
 
 

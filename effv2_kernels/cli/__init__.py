@@ -1,4 +1,4 @@
-"""The command line: ``python -m effv2_kernels info | demo``.
+"""The command line: ``python -m effv2_kernels info | demo | tune``.
 
 Nothing in the package imports this folder. A command imports what it needs when it runs, so that
 ``info`` works where the demo's packages are missing.
@@ -24,12 +24,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _demo_arguments(demo)
+    tune = commands.add_parser(
+        "tune",
+        help="the fastest launches of the Triton kernels on this GPU",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _tune_arguments(tune)
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         from . import info
 
         print(info.text())
         return 0
+    if arguments.command == "tune":
+        from . import tune as tune_command
+
+        return tune_command.run(arguments)
     from . import demo as demo_command
 
     return demo_command.run(arguments)
@@ -57,6 +67,28 @@ def _demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--compile", action="store_true", help="time torch.compile too (a minute)")
     demo.add_argument("--rounds", type=_positive, help="timed rounds (default: about 10 seconds)")
     demo.add_argument("--output", metavar="DIR", default="demo_output", help="for the chart")
+
+
+def _tune_arguments(tune: argparse.ArgumentParser) -> None:
+    tune.add_argument(
+        "--model", nargs="+", default=["efficientnetv2_s"], help="networks of python_ref"
+    )
+    tune.add_argument(
+        "--sizes",
+        type=_positive,
+        nargs="+",
+        help="pixels on a side (default: the network's training and evaluation size)",
+    )
+    tune.add_argument("--batch", type=_positive, nargs="+", default=[1, 128], help="batch sizes")
+    tune.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of it all"
+    )
+    tune.add_argument("--minutes", type=float, default=8.0, help="no launch is begun after that")
+    tune.add_argument(
+        "--candidates", type=_positive, default=24, help="tried for each launch, at most"
+    )
+    tune.add_argument("--again", action="store_true", help="also what the table has already")
+    tune.add_argument("--output", metavar="DIR", help="for the table (default: the package's)")
 
 
 def _positive(text: str) -> int:

@@ -1,12 +1,14 @@
 """The ops of namespace ``effv2``, one file a family: schema, check, fake, aten, CPU.
 
 Importing this package registers them all; ``torch.ops.effv2`` then has them. The native library,
-where it was built, brings its CUDA kernels first, and ops without one run ATen on the GPU.
+where it was built, brings its CUDA kernels first, then come Triton's, and ops without either run
+ATen on the GPU. ``torch.ops.effv2_triton`` has the same ops with Triton first, for whoever asks for
+it by name, on the CPU too where Triton interprets.
 """
 
 from __future__ import annotations
 
-from .. import _native
+from .. import _native, triton_ops
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -17,7 +19,7 @@ from . import (
     squeeze_excite_gate,
     stem,
 )
-from ._library import has_kernel, register_cuda
+from ._library import has_kernel, register_cuda, register_triton
 
 FAMILIES = {
     module.NAME: module
@@ -35,5 +37,16 @@ FAMILIES = {
 
 NATIVE = _native.load()
 NATIVE_OPS = frozenset(name for name in FAMILIES if has_kernel(name, "CUDA"))
+# Whether Triton's interpreter was asked for when the ops were registered.
+TRITON_INTERPRETED = triton_ops.interpreted()
 for _name, _family in FAMILIES.items():
-    register_cuda(_name, _family.fake, [_family.aten])
+    _automatic = [triton_ops.KERNELS[_name]] if _name in triton_ops.KERNELS else []
+    register_cuda(_name, _family.fake, [*_automatic, _family.aten])
+    _explicit = [triton_ops.EXPLICIT[_name]] if _name in triton_ops.EXPLICIT else []
+    register_triton(
+        _family.SCHEMA,
+        fake=_family.fake,
+        aten=_family.aten,
+        implementations=[*_explicit, _family.aten],
+        devices=("CUDA", "CPU") if TRITON_INTERPRETED else ("CUDA",),
+    )

@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 
 NAMESPACE = "effv2"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+# The same ops for whoever asks for Triton by name: there it runs also what has another kernel.
+TRITON_NAMESPACE = "effv2_triton"
+TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
@@ -30,17 +33,11 @@ def register(
     cpu: what CPU tensors run.
     prepacked: the op takes oneDNN's opaque weights too (see ``cpu.prepack``).
     """
-    name = schema.partition("(")[0]
-    qualified = f"{NAMESPACE}::{name}"
-    LIBRARY.define(schema, tags=_TAGS)
-    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    name = _define(LIBRARY, schema, fake, aten)
     LIBRARY.impl(name, _checked(name, fake, cpu), "CPU")
     if prepacked:
         # Only our own runners pack, and only for shapes that went through the checks before.
         LIBRARY.impl(name, cpu, "MkldnnCPU")
-    _register_autograd(qualified, aten)
-    for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, _autocast(qualified, device), f"Autocast{device}")
     return name
 
 
@@ -50,18 +47,50 @@ def register_cuda(name: str, fake: Callable, implementations: Sequence[Callable]
     brought whole stays as it is."""
     if has_kernel(name, "CUDA"):
         return
-    if len(implementations) == 1:
-        LIBRARY.impl(name, _checked(name, fake, implementations[0]), "CUDA")
-        return
+    LIBRARY.impl(name, _checked(name, fake, _first_that_can(name, implementations)), "CUDA")
 
-    def first_that_can(*args: Any) -> Any:
+
+def register_triton(
+    schema: str,
+    *,
+    fake: Callable,
+    aten: Callable,
+    implementations: Sequence[Callable],
+    devices: Sequence[str],
+) -> None:
+    """Define the op ``effv2_triton::<schema>``, which runs the first of ``implementations`` that
+    does not decline on tensors of each of ``devices`` (dispatch keys); all else as in ``register``.
+    """
+    name = _define(TRITON_LIBRARY, schema, fake, aten)
+    for device in devices:
+        run = _checked(name, fake, _first_that_can(name, implementations))
+        TRITON_LIBRARY.impl(name, run, device)
+
+
+def _define(library: torch.library.Library, schema: str, fake: Callable, aten: Callable) -> str:
+    """What an op has whatever runs it: its schema, fake, autograd and autocast."""
+    name = schema.partition("(")[0]
+    qualified = f"{library.ns}::{name}"
+    library.define(schema, tags=_TAGS)
+    torch.library.register_fake(qualified, fake, lib=library)
+    _register_autograd(library, qualified, aten)
+    for device in ("CPU", "CUDA"):
+        library.impl(name, _autocast(qualified, device), f"Autocast{device}")
+    return name
+
+
+def _first_that_can(name: str, implementations: Sequence[Callable]) -> Callable:
+    if len(implementations) == 1:
+        return implementations[0]
+
+    def run(*args: Any) -> Any:
         for implementation in implementations:
             result = implementation(*args)
             if result is not NotImplemented:
                 return result
         raise AssertionError(f"effv2::{name}: the last implementation declined")
 
-    LIBRARY.impl(name, _checked(name, fake, first_that_can), "CUDA")
+    return run
 
 
 def has_kernel(name: str, dispatch_key: str) -> bool:
@@ -95,7 +124,7 @@ def fake_of(check: Callable) -> Callable:
     return decorate
 
 
-def _register_autograd(qualified: str, aten: Callable) -> None:
+def _register_autograd(library: torch.library.Library, qualified: str, aten: Callable) -> None:
     """Backward by recomputing ``aten``: exact and simple, to any order, for occasional gradients
     through an inference op. Training has kernels of its own and does not come through here."""
 
@@ -133,7 +162,7 @@ def _register_autograd(qualified: str, aten: Callable) -> None:
             result[i] = gradient
         return tuple(result)
 
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
 
 
 def _own(tensor: Tensor, wanted: bool, again: bool) -> Tensor:
@@ -165,7 +194,8 @@ def _autocast(qualified: str, device: str) -> Callable:
 
 
 def _overload(qualified: str) -> Callable:
-    return getattr(torch.ops.effv2, qualified.partition("::")[2]).default
+    namespace, _, name = qualified.partition("::")
+    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

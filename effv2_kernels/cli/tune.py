@@ -1,0 +1,130 @@
+"""``python -m effv2_kernels tune``: the fastest launches for this GPU, into a JSON table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import effv2_kernels
+import python_ref
+
+from .. import triton_ops
+from ..inference import DISPATCHED
+from ..launch import selection, tables, targets
+from ..launch.search import Outcome, Progress, search
+from ..launch.selection import Task
+from ..launch.targets import Target
+from .tune_timer import Example, GpuTimer
+
+_BAR = 24
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tune for the current GPU; returns the exit status."""
+    missing = why_not()
+    if missing:
+        print(f"tune: cannot run here: {missing}", file=sys.stderr)
+        return 1
+    target = targets.of_device(torch.device("cuda"))
+    path = tables.path_of(target.name, Path(arguments.output or tables.FOLDER))
+    dtype = getattr(torch, arguments.dtype)
+    try:
+        examples = tasks_of(arguments.model, arguments.sizes, arguments.batch, dtype, target)
+        print(f"{target.name}: {len(examples)} launches, at most {arguments.minutes} minutes")
+        outcome = search(
+            examples,
+            target,
+            GpuTimer(examples, target),
+            path,
+            seconds=60 * arguments.minutes,
+            most=arguments.candidates,
+            again=arguments.again,
+            report=lambda progress: print(line(progress), flush=True),
+        )
+    except (ValueError, tables.TableError) as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 1
+    print(summary(outcome, path))
+    return 1 if outcome.failed else 0
+
+
+def why_not() -> str:
+    """Why nothing can be measured here, or an empty string."""
+    status = effv2_kernels.backends()["triton"]
+    if not status.available:
+        return status.reason
+    return "" if torch.cuda.is_available() else "Triton interprets, on the CPU"
+
+
+def tasks_of(
+    models: Iterable[str],
+    sizes: Sequence[int] | None,
+    batches: Sequence[int],
+    dtype: torch.dtype,
+    target: Target,
+) -> dict[Task, Example]:
+    """The launches that the networks need, the largest first (a time budget goes to what takes the
+    time), each with a call that makes it. Raises ValueError for an unknown network."""
+    found: dict[Task, Example] = {}
+    for name in models:
+        with torch.device("meta"):
+            model = python_ref.create(name).eval().to(dtype)
+        effv2_kernels.patch(model)
+        variant = python_ref.VARIANTS[model.variant.name]
+        for side in sizes or (variant.train_size, variant.eval_size):
+            for batch in batches:
+                image = torch.empty((batch, 3, side, side), dtype=dtype, device="meta")
+                with torch.no_grad(), _Calls(target, found):
+                    model(image)
+    return dict(sorted(found.items(), key=lambda item: -item[1].elements))
+
+
+class _Calls(TorchDispatchMode):
+    """Notes which launches the calls of our ops ask for."""
+
+    def __init__(self, target: Target, found: dict[Task, Example]):
+        super().__init__()
+        self._target, self._found = target, found
+        self._names = {getattr(DISPATCHED, name).default: name for name in triton_ops.EXPLICIT}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        from ..triton_ops._launch import recording
+
+        name = self._names.get(func)
+        if name is not None:
+            with recording(self._target), selection.asked() as tasks:
+                triton_ops.EXPLICIT[name](*args)
+            for task in tasks:
+                self._found.setdefault(task, Example(name, args))
+        return func(*args, **(kwargs or {}))
+
+
+def line(progress: Progress) -> str:
+    """One line a task: a bar, what was tuned, and what it gained."""
+    filled = _BAR * progress.done // progress.total
+    bar = "#" * filled + "." * (_BAR - filled)
+    shape = " ".join(str(int(value)) for value in astuple(progress.task.shape))
+    gain = progress.closed_form / progress.best
+    text = (
+        f"[{bar}] {progress.done}/{progress.total} {progress.task.kernel} {shape}: "
+        f"{progress.best:.1f} us, {gain:.2f} x, of {progress.tried} tried"
+    )
+    return text + (f", {len(progress.rejected)} rejected" if progress.rejected else "")
+
+
+def summary(outcome: Outcome, path: Path) -> str:
+    lines = [f"{outcome.tuned} launches tuned, {outcome.kept} were in the table: {path}"]
+    if outcome.left:
+        lines.append(f"{outcome.left} are left: run the same command again")
+    lines += [f"no launch of {task.kernel} ran for {task.shape}" for task in outcome.failed]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""What the tensor-core kernels have in common: the arithmetic they can do it in, what a tile takes
+of a multiprocessor, and a model of how long a grid of tiles takes.
+
+The model is for ranking tiles, not for predicting times: its rates are the data sheets', its
+latencies round numbers, and nothing in it was measured. ``tune`` measures, and what it finds goes
+before it (``tables``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .targets import Target
+
+# What multiplies: "tf32" and "float32" (IEEE) both take float32 operands.
+KINDS = ("bfloat16", "float16", "tf32", "float32")
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4}
+MAX_THREADS = 2048  # of a multiprocessor
+MAX_REGISTERS = 255  # of a thread
+_MOST_ACCUMULATORS = {"bfloat16": 96, "float16": 96, "tf32": 96, "float32": 32}  # of a thread
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a multiprocessor does in a clock: multiply-adds in 16 bits, bytes out of L2 and out of
+    memory; special functions are 16 and float32 multiply-adds 128 on all of them."""
+
+    tensor: int
+    l2: float
+    memory: float
+
+
+_RATES = {8: Rates(1024, 40.0, 13.0), 9: Rates(2048, 48.0, 21.0), 10: Rates(4096, 48.0, 30.0)}
+_SPECIAL, _FLOAT32 = 16, 128
+_START = 2500.0  # clocks from a launch to the first product, and from the last one to the end
+_LATENCY = 800.0  # clocks of a load from L2 or memory
+_STEP = 60.0  # clocks of a step's barriers and addresses
+_LAUNCH = 3000.0  # clocks that one more launch costs
+
+
+def rates(target: Target) -> Rates:
+    """Of the target's generation, or of the latest that is known."""
+    return _RATES.get(target.capability[0], _RATES[max(_RATES)])
+
+
+def pad(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def count(size: int, block: int) -> int:
+    """How many blocks cover ``size``."""
+    return -(-size // block)
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The smallest power of two that is at least ``size`` and ``least``."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel does and takes.
+
+    products: multiply-adds, padding included; loaded: bytes it reads through L2; special: special
+    functions; steps: dependent steps of its main loop; shared: bytes of shared memory;
+    accumulators: float32 values that live through the main loop; efficiency: of the tensor cores at
+    this shape.
+    """
+
+    products: float
+    loaded: float
+    special: float
+    steps: int
+    shared: int
+    accumulators: int
+    warps: int
+    stages: int
+    efficiency: float
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, about: accumulators, and addresses, masks and fragments beside them."""
+        return self.accumulators // (32 * self.warps) + 72
+
+
+def fits(tile: Tile, target: Target, kind: str) -> bool:
+    """Whether a program can run: shared memory within the limit, and few enough accumulators that
+    ptxas does not spill (found by compiling; ``benchmarks/results/static/triton.csv``)."""
+    per_thread = tile.accumulators // (32 * tile.warps)
+    return tile.shared <= target.shared_per_block and per_thread <= _MOST_ACCUMULATORS[kind]
+
+
+def worth_a_look(block_m: int, warps: int, kind: str, target: Target) -> bool:
+    """Hopper's and later matrix instructions take 64 rows and four warps; less falls back to
+    Ampere's, at a third of the rate."""
+    fallback = block_m < 64 or warps < 4
+    return kind == "float32" or target.capability < (9, 0) or not fallback
+
+
+def occupancy(tile: Tile, target: Target) -> int:
+    """Programs that run on a multiprocessor at a time."""
+    by_shared = target.shared_per_multiprocessor // max(tile.shared + 1024, 1)
+    registers = min(tile.registers, MAX_REGISTERS) * 32 * tile.warps
+    by_registers = target.registers_per_multiprocessor // registers
+    return max(1, min(by_shared, by_registers, MAX_THREADS // (32 * tile.warps)))
+
+
+def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind: str) -> float:
+    """About how many clocks ``programs`` such tiles take that move ``memory_bytes`` in all."""
+    at_a_time = occupancy(tile, target)
+    rate = rates(target)
+    if kind == "float32":
+        multiply = tile.products / (_FLOAT32 * 0.5)
+    else:
+        share = 0.5 if kind == "tf32" else 1.0
+        multiply = tile.products / (rate.tensor * share * tile.efficiency)
+    work = max(multiply, tile.loaded / rate.l2) + 0.5 * tile.special / _SPECIAL
+    work += tile.steps * _STEP
+    if tile.stages < 3:  # nothing is under way while a step computes
+        work *= 1.1
+    # A program alone waits for its loads, unless it has enough of them under way.
+    alone = max(work, tile.steps * _LATENCY / max(tile.stages - 1, 1))
+    rounds, rest = divmod(programs, target.multiprocessors * at_a_time)
+    total = rounds * max(at_a_time * work, alone)
+    if rest:
+        total += max(-(-rest // target.multiprocessors) * work, alone)
+    return _START + max(total, memory_bytes / (rate.memory * target.multiprocessors))
+
+
+def second_launch(memory_bytes: float, target: Target) -> float:
+    """About how many clocks a small kernel after the first costs."""
+    return _LAUNCH + memory_bytes / (rates(target).l2 * target.multiprocessors)
+
+
+def efficiency(block_m: int, block_n: int, warps: int, target: Target) -> float:
+    """Of the tensor cores, by the shape of the product: narrow ones wait for shared memory, and
+    Hopper wants 64 rows for each group of four warps."""
+    narrow = min(1.0, block_n / 128) ** 0.5 * min(1.0, block_m / 128) ** 0.25
+    if target.has_wgmma and block_m < 16 * warps:
+        narrow *= 0.8
+    return 0.7 * narrow

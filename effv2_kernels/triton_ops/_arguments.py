@@ -1,0 +1,106 @@
+"""What the Triton ops share before they launch: layouts, geometry, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import aten
+from . import interpreted, tf32
+
+MOST_PIXELS = (1 << 31) - 1024  # pixels are counted in 32 bits, tiles beyond the last included
+MOST_ELEMENTS = (1 << 31) - 1
+_KINDS = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def runs(x: Tensor) -> bool:
+    """Whether the kernels take such a map: 16-bit or float32, and not too many pixels."""
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return (x.dtype in _KINDS or x.dtype == torch.float32) and pixels <= MOST_PIXELS
+
+
+def kind(x: Tensor) -> str:
+    """What multiplies, as in ``launch.dense.KINDS``; for the interpreter what has large tiles."""
+    return _KINDS.get(x.dtype) or ("tf32" if tf32() or interpreted() else "float32")
+
+
+def precision(x: Tensor) -> str:
+    """The ``input_precision`` of ``tl.dot``, which only float32 asks for."""
+    rounds = x.dtype != torch.float32 or (tf32() and x.device.type != "cpu")
+    return "tf32" if rounds else "ieee"
+
+
+def fast(act: str, x: Tensor) -> bool:
+    """Whether to use the activation's 16-bit form, which the interpreter does not know."""
+    return act == "silu" and x.dtype != torch.float32 and not interpreted()
+
+
+def special(act: str) -> int:
+    """Special functions an element that the activation takes."""
+    return {"silu": 1, "gelu": 2}.get(act, 0)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """x, or a copy, whose elements lie as in a dense (N, H, W, C)."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def wide(*maps: Tensor) -> bool:
+    """Whether an element of one of the maps is beyond what 32 bits count."""
+    return any(x.numel() > MOST_ELEMENTS for x in maps)
+
+
+def empty(x: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised dense tensor on x's device, of x's dtype unless another is asked for."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device)
+
+
+def empty_nhwc(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised (N, channels, height, width), channels_last."""
+    return empty(x, x.shape[0], height, width, channels).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's geometry on a map, as the kernels take it."""
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    plain: bool
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """In the order of the kernels' arguments."""
+        return (
+            *(self.height, self.width, self.out_height, self.out_width),
+            *(self.stride_h, self.stride_w, self.top, self.left),
+        )
+
+
+def window(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Window:
+    """stride: (sh, sw); padding: (top, bottom, left, right), or () for TF SAME. ``plain``: the
+    window is one pixel, and always inside the map."""
+    top, bottom, left, right = sides = aten.four_sides(x, kernel, stride, padding)
+    height, width = x.shape[2], x.shape[3]
+    return Window(
+        height=height,
+        width=width,
+        out_height=(height + top + bottom - kernel[0]) // stride[0] + 1,
+        out_width=(width + left + right - kernel[1]) // stride[1] + 1,
+        stride_h=stride[0],
+        stride_w=stride[1],
+        top=top,
+        left=left,
+        plain=tuple(kernel) == (1, 1) and not any(sides),
+    )

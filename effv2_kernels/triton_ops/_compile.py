@@ -1,0 +1,134 @@
+"""Compiles kernels that are not running yet: for any NVIDIA GPU, without having one, into Triton's
+cache, where ``compile_for`` finds them in another process.
+
+``python -m effv2_kernels.triton_ops._compile`` does so for the instances on its standard input, one
+JSON object a line after the architecture's line: the worker of ``compile_all``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from ..launch.targets import Target
+from ._launch import Instance, options
+
+
+def compile_for(instance: Instance, target: Target) -> Any:
+    """The ``triton.compiler.CompiledKernel``, from the cache if it is there. Its tensors' addresses
+    are multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(instance.module), instance.kernel)
+    constants = dict(instance.constants)
+    run_time = [name for name in kernel.arg_names if name not in constants]
+    types = dict(zip(run_time, instance.types, strict=True))
+    constants.update((name, None) for name, kind in types.items() if kind is None)
+    signature: dict[str, Any] = {}
+    constexprs: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list] = {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else types[name]
+        if name in constants:
+            constexprs[(index,)] = constants[name]
+        elif signature[name].startswith("*"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    major, minor = target.capability
+    return triton.compile(
+        ASTSource(kernel, signature, constexprs, attributes),
+        target=GPUTarget("cuda", 10 * major + minor, 32),
+        options=options(instance.warps, instance.stages),
+    )
+
+
+def compile_all(
+    instances: Sequence[Instance],
+    target: Target,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Compile instances in parallel processes. progress: called with how many are done, and of how
+    many. Raises RuntimeError with the compiler's words if one fails."""
+    count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
+    shares = [instances[first::count] for first in range(count)] if instances else []
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(target, share)) for share in shares]
+        done, failures = 0, []
+        for worker in workers:
+            for _ in worker.answers():
+                done += 1
+                if progress is not None:
+                    progress(done, len(instances))
+            failures += worker.failure()
+    if failures:
+        raise RuntimeError(f"a Triton kernel does not compile for {target.name}:\n{failures[0]}")
+
+
+class _Worker:
+    """A process that compiles its share; it ends with the block that it is used in."""
+
+    def __init__(self, target: Target, share: Sequence[Instance]):
+        # A file, not a pipe, so that a talkative compiler does not wait for a reader.
+        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            text=True,
+            env=_environment(),
+        )
+        parts: list[Any] = [target, *share]
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            pipe.write("\n".join(json.dumps(asdict(part)) for part in parts))
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._words.close()
+
+    def answers(self) -> Iterator[str]:
+        assert self._process.stdout is not None
+        with self._process.stdout as pipe:
+            yield from pipe
+
+    def failure(self) -> list[str]:
+        """What it said if it failed."""
+        if self._process.wait() == 0:
+            return []
+        self._words.seek(0)
+        return [self._words.read().strip()]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its import path, and with kernels that are compiled."""
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | paths
+
+
+def _work(lines: Sequence[str]) -> None:
+    head, *rest = map(json.loads, lines)
+    target = Target(**{**head, "capability": tuple(head["capability"])})
+    for found in rest:
+        types = tuple(found.pop("types"))
+        constants = tuple((name, value) for name, value in found.pop("constants"))
+        compile_for(Instance(types=types, constants=constants, **found), target)
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    _work(sys.stdin.read().splitlines())

@@ -1,0 +1,125 @@
+"""``conv_bias_act``, ``gated_project`` and ``stem`` on Triton: one implicit GEMM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..launch.conv import Choice, Shape
+from ..launch.selection import choose
+from ..triton_kernels.conv import conv_kernel, finish_split_kernel
+from . import _arguments as arguments
+from ._launch import launch, target_of
+
+_FINISH_BLOCK = 512
+
+
+def conv_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Tensor:
+    """x: (N, I, H, W); weight: (O, I, kh, kw), without a copy if channels_last; bias: (O,);
+    residual: (N, O, H', W') or None, added after the activation. Returns (N, O, H', W'),
+    channels_last. Declines float64 and 2^31 pixels."""
+    return convolve(x, weight, bias, None, residual, stride, padding, act)
+
+
+def gated_project(
+    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+) -> Tensor:
+    """x: (N, E, H, W); gate: (N, E), by which x is multiplied as it is loaded; weight: (O, E, 1,
+    1); bias: (O,); residual: (N, O, H, W) or None. Returns (N, O, H, W), channels_last. Declines
+    float64 and 2^31 pixels."""
+    return convolve(x, weight, bias, gate, residual, (1, 1), (0, 0, 0, 0), act)
+
+
+def stem(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+) -> Tensor:
+    """x: (N, I, H, W) of any floating dtype, cast to weight's first. Returns (N, O, H', W') in
+    weight's dtype, channels_last."""
+    return convolve(x.to(weight.dtype), weight, bias, None, None, stride, padding, act)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Tensor:
+    """act(conv(x * gate, weight) + bias) + residual."""
+    kernel = tuple(weight.shape[2:])
+    window = arguments.window(x, kernel, stride, padding)
+    out = arguments.empty_nhwc(x, weight.shape[0], window.out_height, window.out_width)
+    if not (arguments.runs(x) and arguments.runs(out)) or x.shape[1] == 0:
+        return NotImplemented
+    if out.numel() == 0:
+        return out
+    x, weight = arguments.nhwc(x), arguments.nhwc(weight)
+    bias = bias.contiguous()
+    gate = gate if gate is None else gate.contiguous()
+    residual = residual if residual is None else arguments.nhwc(residual)
+    rows = out.shape[0] * window.out_height * window.out_width
+    channels, taps = x.shape[1], kernel[0] * kernel[1]
+    special = arguments.special(act)
+    shape = Shape(rows, channels, weight.shape[0], taps, gate is not None, special)
+    kind = arguments.kind(x)
+    choice: Choice = choose("conv", shape, kind, target_of(x))
+    split = choice.split_k
+    constants = {
+        "C": channels,
+        "OUT": weight.shape[0],
+        "KH": kernel[0],
+        "KW": kernel[1],
+        "PLAIN": window.plain,
+        "GATED": gate is not None,
+        "RESIDUAL": residual is not None and split == 1,
+        "ACT": act if split == 1 else "none",
+        "FAST": arguments.fast(act, x) and split == 1,
+        "PRECISION": arguments.precision(x),
+        "WIDE": arguments.wide(x, out),
+        "SPLIT_K": split,
+        "BLOCK_M": choice.block_m,
+        "BLOCK_N": choice.block_n,
+        "BLOCK_K": choice.block_k,
+    }
+    tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // choice.block_n)
+    into = out if split == 1 else arguments.empty(out, split, out.numel(), dtype=torch.float32)
+    launch(
+        conv_kernel,
+        (tiles, split, 1),
+        (x, weight, bias, gate, residual if split == 1 else None, into, rows, *window.numbers),
+        constants,
+        warps=choice.warps,
+        stages=choice.stages,
+    )
+    if split > 1:
+        _finish(into, bias, residual, out, act, split)
+    return out
+
+
+def _finish(
+    partial: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor, act: str, split: int
+) -> None:
+    constants = {
+        "OUT": out.shape[1],
+        "RESIDUAL": residual is not None,
+        "ACT": act,
+        "FAST": arguments.fast(act, out),
+        "SPLIT_K": split,
+        "BLOCK": _FINISH_BLOCK,
+    }
+    grid = (-(-out.numel() // _FINISH_BLOCK), 1, 1)
+    operands = (partial, bias, residual, out, out.numel())
+    launch(finish_split_kernel, grid, operands, constants, warps=4)

@@ -1,0 +1,112 @@
+"""``warmup``: compile ahead what a patched model will launch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import ops, triton_ops
+from .inference import DISPATCHED, TRITON
+from .launch import targets
+from .launch.targets import Target
+from .patch import is_patched
+
+Sizes = Sequence[tuple[int, int, int, int]]
+
+
+def warmup(
+    model: nn.Module,
+    sizes: Sizes,
+    *,
+    dtype: torch.dtype | None = None,
+    target: Target | None = None,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Compile every Triton kernel that ``model``, patched, launches for inputs of these sizes, so
+    that the first forward, or a CUDA graph's capture, compiles nothing. Returns how many kernels
+    that are.
+
+    sizes: (N, C, H, W) each; dtype: of the input, the model's by default (autocast's, if that is
+    what the model will run under); target: the GPU to compile for, by default the model's: any of
+    ``launch.targets.KNOWN`` can be compiled for without having it; processes: how many compile at a
+    time, by default one a core; progress: called with how many kernels are done, and of how many.
+
+    Raises ValueError for a model that is not patched, RuntimeError for a model on no GPU without a
+    ``target``, and where Triton cannot be imported or a kernel does not compile.
+    """
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    if not is_patched(model):
+        raise ValueError("warmup: the model is not patched; call effv2_kernels.patch(model) first")
+    if triton_ops.missing():
+        raise RuntimeError(f"warmup: {triton_ops.missing()}")
+    if target is None and device.type != "cuda":
+        raise RuntimeError(f"warmup: the model is on {device.type}; give the target to compile for")
+    from .triton_ops._compile import compile_all, compile_for
+    from .triton_ops._launch import keep
+
+    here = device.type == "cuda" and target is None
+    chosen = targets.of_device(device) if target is None else target
+    instances = launches(model, sizes, chosen, dtype=dtype)
+    compile_all(instances, chosen, processes, progress)
+    if here:
+        with torch.cuda.device(device):
+            for instance in instances:
+                keep(instance, compile_for(instance, chosen), torch.cuda.current_device())
+    return len(instances)
+
+
+def launches(
+    model: nn.Module,
+    sizes: Sizes,
+    target: Target,
+    *,
+    dtype: torch.dtype | None = None,
+    native: frozenset[str] = ops.NATIVE_OPS,
+) -> list[Any]:
+    """What a patched model launches through Triton for inputs of these sizes on ``target``, as
+    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs.
+    Needs no GPU: tensors are of the device "meta", and nothing is computed."""
+    from .triton_ops._launch import recording
+
+    shadow = _on_meta(model, dtype)
+    kind = next(shadow.parameters()).dtype
+    with torch.no_grad(), recording(target) as found, _Recorder(native):
+        for size in sizes:
+            shadow(torch.empty(size, dtype=kind, device="meta"))
+    return list(found)
+
+
+def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy in eval mode without any data, in ``dtype`` if it is given."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        bare = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(bare, False) if isinstance(tensor, nn.Parameter) else bare
+    shadow = copy.deepcopy(model, memo).eval()
+    return shadow if dtype is None else shadow.to(dtype)
+
+
+class _Recorder(TorchDispatchMode):
+    """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for."""
+
+    def __init__(self, native: frozenset[str]):
+        super().__init__()
+        automatic = {k: v for k, v in triton_ops.KERNELS.items() if k not in native}
+        self._ops = {
+            getattr(namespace, name).default: run
+            for namespace, kernels in ((DISPATCHED, automatic), (TRITON, triton_ops.EXPLICIT))
+            for name, run in kernels.items()
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        run = self._ops.get(func)
+        found = NotImplemented if run is None else run(*args)
+        return func(*args, **(kwargs or {})) if found is NotImplemented else found

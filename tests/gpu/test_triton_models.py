@@ -1,0 +1,77 @@
+"""Whole networks on Triton on the device: explicitly, warmed up, captured, tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import effv2_kernels as ek
+import python_ref
+from effv2_kernels.cli import tune
+from effv2_kernels.cli.tune_timer import GpuTimer
+from effv2_kernels.launch import search, tables, targets
+from effv2_kernels.triton_ops import _launch
+from tests.support import assert_as_close_as_pytorch, in_float64, randomise
+
+WHY_SKIP = "" if torch.cuda.is_available() else "no CUDA device"
+WHY_SKIP = WHY_SKIP or ("" if ek.backends()["triton"].available else ek.backends()["triton"].reason)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(WHY_SKIP), reason=WHY_SKIP or "it runs"),
+]
+
+
+def network(name: str = "efficientnetv2_b0", dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    return randomise(python_ref.create(name, num_classes=10)).eval().to("cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["efficientnetv2_b0", "efficientnetv2_s", "efficientnet_b0"])
+@torch.no_grad()
+def test_a_network_equals_the_reference(name: str, dtype: torch.dtype) -> None:
+    model, x = network(name, dtype), torch.randn(3, 3, 129, 160, device="cuda", dtype=dtype)
+    reference, eager = in_float64(model, x), model(x)
+    report = ek.patch(model, backend="triton", strict=True)
+    assert report.backend == "triton" and report.coverage > 0.99
+    for _ in range(2):
+        assert_as_close_as_pytorch(model(x), eager, reference)
+
+
+@torch.no_grad()
+def test_nothing_compiles_after_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "_COMPILED", {})
+    model, x = network(), torch.randn(2, 3, 64, 96, device="cuda", dtype=torch.bfloat16)
+    ek.patch(model, backend="triton")
+    assert ek.warmup(model, [tuple(x.shape)]) == len(_launch._COMPILED) > 10
+    known = set(_launch._COMPILED)
+    model(x)
+    assert set(_launch._COMPILED) == known
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = model(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, model(x))
+
+
+@torch.no_grad()
+def test_compiled_without_a_graph_break() -> None:
+    model, x = network(), torch.randn(2, 3, 64, 96, device="cuda", dtype=torch.bfloat16)
+    ek.patch(model, backend="triton")
+    compiled = torch.compile(model, fullgraph=True)
+    reference = in_float64(model, x)
+    assert_as_close_as_pytorch(compiled(x), model(x), reference)
+
+
+def test_tune_measures(tmp_path: Path) -> None:
+    target = targets.of_device(torch.device("cuda"))
+    found = tune.tasks_of(["efficientnetv2_b0"], [64], [2], torch.bfloat16, target)
+    some = dict(list(found.items())[:3])
+    path = tables.path_of(target.name, tmp_path)
+    outcome = search.search(some, target, GpuTimer(some, target), path, seconds=120, most=4)
+    assert outcome.tuned == 3 and not outcome.failed
+    assert all(0 < entry.microseconds < 1e5 for entry in tables.read(path))

@@ -1,0 +1,36 @@
+"""The rule of DESIGN section 6, for an op that runs in the interpreter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import triton_ops
+from tests.ops.cases import Arguments, mapped, ordered, plain, tensors
+from tests.ops.test_values import storage_bytes
+from tests.support import assert_as_close_as_pytorch
+
+# What the interpreter multiplies rightly: its bfloat16 product is not one.
+DTYPES = (torch.float32, torch.float16)
+
+
+def run(op: str, args: Arguments) -> tuple[Tensor, ...]:
+    found = triton_ops.EXPLICIT[op](*ordered(op, args))
+    assert found is not NotImplemented, f"{op} declined"
+    return found if isinstance(found, tuple) else (found,)
+
+
+def check(op: str, args: Arguments) -> tuple[Tensor, ...]:
+    """Right by the rule, in the layout that was promised, and no argument written."""
+    before = [storage_bytes(t) for t in tensors(args)]
+    found = run(op, args)
+    for old, tensor in zip(before, tensors(args), strict=True):
+        assert torch.equal(old, storage_bytes(tensor)), "an argument was written"
+    reference = plain(op, mapped(args, torch.Tensor.double))
+    for output, theirs, right in zip(found, plain(op, args), reference, strict=True):
+        assert output.shape == right.shape and output.dtype == theirs.dtype
+        last = torch.channels_last if output.dim() == 4 else torch.contiguous_format
+        assert output.stride() == torch.empty_like(output, memory_format=last).stride()
+        if right.numel():
+            assert_as_close_as_pytorch(output, theirs, right)
+    return found

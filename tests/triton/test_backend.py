@@ -1,0 +1,167 @@
+"""``backend="triton"`` where nothing can be launched: reasons, fakes, warming up for a GPU that is
+not there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import effv2_kernels as ek
+import python_ref
+from effv2_kernels import triton_ops
+from effv2_kernels.backends import runs_on
+from effv2_kernels.launch import targets
+from python_ref.variants import Stage, Variant
+from tests.ops.cases import OPS, arguments, mapped, ordered, plain
+
+TINY = Variant(
+    name="tiny",
+    stem=8,
+    stages=(
+        Stage("fused", 3, 2, 4, 16, 1, 0.0),
+        Stage("mbconv", 3, 2, 4, 24, 1, 0.25),
+    ),
+    head=32,
+    dropout=0.0,
+    train_size=32,
+    eval_size=32,
+)
+# The package exports a function of this name.
+backends = importlib.import_module("effv2_kernels.backends")
+WITHOUT_A_GPU = pytest.mark.skipif(
+    torch.cuda.is_available() or triton_ops.interpreted(), reason="Triton runs here"
+)
+WITH_TRITON = pytest.mark.skipif(bool(triton_ops.missing()), reason="Triton is not installed")
+
+
+def tiny() -> torch.nn.Module:
+    return python_ref.EfficientNet(TINY, num_classes=5).eval().to(torch.bfloat16)
+
+
+@WITHOUT_A_GPU
+def test_an_explicit_request_that_cannot_run_says_why() -> None:
+    model = tiny()
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run here: .+"):
+        ek.patch(model, backend="triton")
+    assert not ek.is_patched(model)
+    assert ek.backends()["triton"].reason
+
+
+def test_a_model_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_triton", lambda: ek.BackendStatus(True))
+    monkeypatch.setattr(backends.ops, "TRITON_INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="cannot run: the model is on cpu"):
+        ek.patch(tiny(), backend="triton")
+    monkeypatch.setattr(backends.ops, "TRITON_INTERPRETED", True)
+    assert backends.choose("triton", torch.device("cpu")) == ("triton", [])
+
+
+def test_auto_falls_back_from_cuda_to_triton_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    no, yes = ek.BackendStatus(False, "no library"), ek.BackendStatus(True, "kernels")
+    monkeypatch.setattr(backends, "_cuda", lambda: no)
+    monkeypatch.setattr(backends, "_triton", lambda: yes)
+    chosen, notes = backends.choose("auto", torch.device("cuda"))
+    assert chosen == "triton" and any("no library" in note for note in notes)
+    monkeypatch.setattr(backends, "_triton", lambda: ek.BackendStatus(False, "no compiler"))
+    chosen, notes = backends.choose("auto", torch.device("cuda"))
+    assert chosen == "aten" and any("no compiler" in note for note in notes)
+
+
+@WITH_TRITON
+def test_the_report_names_what_runs() -> None:
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    assert runs_on("fused_mbconv", cuda, half, triton=True) == "triton"
+    assert runs_on("squeeze_excite_gate", cuda, half, triton=True) == "aten"
+    assert runs_on("fused_mbconv", cuda, torch.float64, triton=True) == "aten"
+    assert runs_on("depthwise_bias_act", cuda, half, triton=True) == "triton"
+
+
+@WITH_TRITON
+def test_ieee_float32_is_left_to_cudnn_unless_asked_for() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            assert triton_ops.has("fused_mbconv", torch.float32, explicit=False) == allowed
+            assert triton_ops.has("fused_mbconv", torch.float32, explicit=True)
+            assert triton_ops.has("depthwise_bias_act", torch.float32, explicit=False)
+            assert triton_ops.tf32() == allowed
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("namespace", ["effv2", "effv2_triton"])
+@pytest.mark.parametrize("op", OPS)
+def test_fake_cuda_tensors_have_the_right_shapes_and_strides(op: str, namespace: str) -> None:
+    args = arguments(op, dtype=torch.bfloat16, layout="channels_last")
+    wanted = plain(op, args)
+    with FakeTensorMode():
+        fakes = mapped(
+            args, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda")
+        )
+        found = getattr(getattr(torch.ops, namespace), op).default(*ordered(op, fakes))
+    for fake, right in zip(found if isinstance(found, tuple) else (found,), wanted, strict=True):
+        assert fake.shape == right.shape and fake.dtype == right.dtype
+        assert fake.device.type == "cuda"
+        last = torch.channels_last if right.dim() == 4 else torch.contiguous_format
+        assert fake.stride() == torch.empty_like(right, memory_format=last).stride()
+
+
+@WITH_TRITON
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_warmup_compiles_for_a_gpu_that_is_not_there(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    model, seen = tiny(), []
+    ek.patch(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    count = ek.warmup(
+        model,
+        [(1, 3, 32, 32), (2, 3, 32, 32)],
+        target=targets.KNOWN["sm_90a"],
+        processes=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert count >= 6 and seen == [(n, count) for n in range(1, count + 1)]
+    names = {path.stem for path in tmp_path.rglob("*.cubin")}
+    assert {"fused_mbconv_kernel", "conv_kernel", "depthwise_kernel"} <= names
+    assert len(list(tmp_path.rglob("*.cubin"))) == count
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_warmup_says_what_is_missing() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match="not patched"):
+        ek.warmup(model, [(1, 3, 32, 32)])
+    ek.patch(model)
+    with pytest.raises(RuntimeError, match="the model is on cpu; give the target"):
+        ek.warmup(model, [(1, 3, 32, 32)])
+
+
+def test_the_package_works_without_triton() -> None:
+    """As on a PyTorch for CPUs, where nothing can be imported under that name."""
+    program = """
+import importlib.util, sys
+find = importlib.util.find_spec
+sys.modules["triton"] = None
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+import torch, effv2_kernels as ek, python_ref
+status = ek.backends()["triton"]
+assert not status.available and "not installed" in status.reason, status
+model = python_ref.create("efficientnetv2_b0", num_classes=3).eval()
+assert ek.patch(model).coverage > 0.99
+with torch.no_grad():
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,187 @@
+"""The path to a launch, with kernels that only say what they were given."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from effv2_kernels import triton_ops
+from effv2_kernels.launch import targets
+from effv2_kernels.triton_ops import _launch
+from effv2_kernels.triton_ops._compile import compile_all, compile_for
+from effv2_kernels.triton_ops._launch import Instance, launch, recording
+from tests.ops.cases import arguments, mapped, ordered
+
+TARGET = targets.KNOWN["sm_90a"]
+
+
+class StandIn:
+    """A kernel: compiled where it is launched by Triton's own path, launched where it is not."""
+
+    def __init__(self) -> None:
+        self.compiled: list[dict] = []
+        self.launched: list[tuple] = []
+
+    def __getitem__(self, grid: tuple) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            self.compiled.append({"grid": grid, "args": args, **options})
+            return Compiled(self, len(self.compiled) - 1)
+
+        return run
+
+
+class Compiled:
+    def __init__(self, kernel: StandIn, number: int):
+        self.kernel, self.number = kernel, number
+
+    def __getitem__(self, grid: tuple) -> Any:
+        return lambda *args: self.kernel.launched.append((self.number, grid, args))
+
+
+class Device:
+    """Stands in for a CUDA tensor's device."""
+
+    def __init__(self, index: int):
+        self.index = index
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_launch, "_COMPILED", {})
+    monkeypatch.setattr(_launch, "interpreted", lambda: False)
+    yield
+
+
+def call(kernel: StandIn, *args: Any, grid: tuple = (3, 1, 1), warps: int = 4, **constants: Any):
+    _launch._launch(kernel, grid, args, constants, warps, 2, 0)
+
+
+def test_the_second_launch_takes_the_short_path() -> None:
+    kernel, x = StandIn(), torch.zeros(64)
+    call(kernel, x, None, 7, C=24, ACT="silu")
+    assert kernel.compiled == [
+        {
+            "grid": (3, 1, 1),
+            "args": (x, None, 7),
+            "C": 24,
+            "ACT": "silu",
+            "num_warps": 4,
+            "num_stages": 2,
+            "enable_fp_fusion": True,
+        }
+    ]
+    other = torch.zeros(128)
+    call(kernel, other, None, 8, grid=(5, 2, 1), C=24, ACT="silu")
+    assert len(kernel.compiled) == 1
+    (number, grid, args) = kernel.launched[0]
+    assert (number, grid) == (0, (5, 2, 1)) and args[0] is other
+    assert args[1:] == (None, 8, 24, "silu"), "all parameters, in their order"
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["address", "dtype", "missing", "constant", "warps"],
+)
+def test_what_a_kernel_is_specialised_on_compiles_another(change: str) -> None:
+    """An address that is no multiple of 16 above all: the first kernel's loads would fault."""
+    kernel, buffer = StandIn(), torch.zeros(64)
+    call(kernel, buffer, buffer, 7, C=24)
+    second = {
+        "address": lambda: call(kernel, buffer[1:], buffer, 7, C=24),
+        "dtype": lambda: call(kernel, buffer.half(), buffer, 7, C=24),
+        "missing": lambda: call(kernel, buffer, None, 7, C=24),
+        "constant": lambda: call(kernel, buffer, buffer, 7, C=25),
+        "warps": lambda: call(kernel, buffer, buffer, 7, warps=8, C=24),
+    }[change]
+    second()
+    assert len(kernel.compiled) == 2 and not kernel.launched
+    second()
+    assert len(kernel.compiled) == 2 and kernel.launched[0][0] == 1
+
+
+def test_a_launch_is_on_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+
+    class Guard:
+        def __init__(self, device: Device):
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device.index)
+
+        def __exit__(self, *error: object) -> None:
+            entered.append(-1)
+
+    class OnDevice:
+        def __init__(self, index: int):
+            self.device = Device(index)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    launched: list[int] = []
+    monkeypatch.setattr(_launch, "_launch", lambda *args: launched.append(args[-1]))
+    launch(StandIn(), (1, 1, 1), (OnDevice(0),), {}, warps=4)  # type: ignore[arg-type]
+    assert launched == [0] and not entered
+    launch(StandIn(), (1, 1, 1), (OnDevice(1),), {}, warps=4)  # type: ignore[arg-type]
+    assert launched == [0, 1] and entered == [1, -1]
+
+
+def recorded(op: str, dtype: torch.dtype = torch.bfloat16) -> list[Instance]:
+    args = mapped(arguments(op, dtype=dtype, bias_dtype=torch.float32), lambda t: t.to("meta"))
+    with recording(TARGET) as found:
+        triton_ops.EXPLICIT[op](*ordered(op, args))
+    return list(found)
+
+
+@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+def test_what_is_passed_is_what_the_kernels_take(op: str) -> None:
+    """The short path passes by position: constants last, in the order of the parameters."""
+    for instance in recorded(op):
+        kernel = getattr(importlib.import_module(instance.module), instance.kernel)
+        constants = [name for name, _ in instance.constants]
+        assert kernel.arg_names[-len(constants) :] == constants
+        assert len(kernel.arg_names) == len(instance.types) + len(constants)
+        numbers = [n for n, t in zip(kernel.arg_names, instance.types, strict=False) if t == "i32"]
+        assert {p.name for p in kernel.params if p.do_not_specialize} == set(numbers)
+
+
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_what_a_worker_compiled_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    needed = recorded("depthwise_bias_act")
+    compile_all(needed, TARGET, processes=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
+    assert len(before) == len(needed) == 2
+    for instance in needed:
+        assert compile_for(instance, TARGET).asm["cubin"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")} == before
+
+
+def test_kept_kernels_are_found_by_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = StandIn()
+    instance = Instance("somewhere", "kernel", ("*bf16", None, "i32"), (("C", 24),), 4, 2)
+    module = type("Module", (), {"kernel": kernel})
+    monkeypatch.setattr(_launch.importlib, "import_module", lambda name: module)
+    _launch.keep(instance, Compiled(kernel, 0), 0)
+    call(kernel, torch.zeros(64, dtype=torch.bfloat16), None, 9, C=24)
+    assert not kernel.compiled and len(kernel.launched) == 1
+    call(kernel, torch.zeros(65, dtype=torch.bfloat16)[1:], None, 9, C=24)
+    assert len(kernel.compiled) == 1, "an address that it was not compiled for"
+
+
+def test_a_kernel_that_does_not_compile_is_named() -> None:
+    (good, *_) = recorded("conv_bias_act")
+    constants = tuple((n, "tanh" if n == "ACT" else v) for n, v in good.constants)
+    bad = Instance(good.module, good.kernel, good.types, constants, 4, 2)
+    with pytest.raises(RuntimeError, match="does not compile for NVIDIA H200"):
+        compile_all([bad], TARGET, processes=1)
+    compile_all([], TARGET)
