@@ -43,4 +43,40 @@ int64_t squeeze_excite_gate_scratch(const SqueezeExciteGateParams& params);
 
 cudaError_t launch_squeeze_excite_gate(const SqueezeExciteGateParams& params, cudaStream_t stream);
 
+// How depthwise work is laid out: effv2_kernels/launch/depthwise.py chooses.
+struct DepthwiseLaunch {
+  int channel_threads;  // threads of a block along the channels
+  int strip_threads;    // and along the strips of an image; together at most 128
+  int rows;             // output rows of a strip
+  int parts;            // blocks that share the strips of an image, for the same channels
+  bool cluster;         // with squeeze: those blocks are a cluster (parts <= 8), where the GPU has it
+};
+
+// y[n, i, j, c] = act(bias[c] + sum over a, b of weight[c, a, b] *
+//                     x[n, i * stride + a - pad_top, j * stride + b - pad_left, c])
+// with x = 0 outside of the image; pooled[n, c] = mean over i, j of y. All dense. An image has less
+// than 2^31 elements.
+struct DepthwiseParams {
+  const void* x;       // (n, height, width, channels)
+  const void* weight;  // (channels, kernel, kernel)
+  const void* bias;    // (channels), float or of the dtype
+  void* y;             // (n, out_height, out_width, channels)
+  void* pooled;        // (n, channels), or null
+  float* partial;      // scratch, (n, parts, channels); null where pooled is or parts == 1
+
+  int64_t size_n;
+  int height, width, channels;
+  int out_height, out_width;
+  int kernel;  // 3, 5 or 7
+  int stride;  // 1 or 2
+  int pad_top, pad_left;
+
+  DType dtype;
+  bool bias_is_float;
+  Activation act;
+  DepthwiseLaunch launch;
+};
+
+cudaError_t launch_depthwise(const DepthwiseParams& params, cudaStream_t stream);
+
 }  // namespace effv2

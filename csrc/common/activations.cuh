@@ -75,4 +75,36 @@ __device__ __forceinline__ float activate(Activation activation, float x) {
   return x;
 }
 
+// An activation of all values: the switch is outside of the loop, so that the unrolled code
+// of a value is not six cases long.
+template <Accuracy kAccuracy, Activation kActivation, int kRows, int kCount>
+__device__ __forceinline__ void activate_all(float (&values)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      values[i][j] = activate<kAccuracy>(kActivation, values[i][j]);
+    }
+  }
+}
+
+// The activations of a convolution; those of a gate do not come here.
+template <Accuracy kAccuracy, int kRows, int kCount>
+__device__ __forceinline__ void activate(Activation activation, float (&values)[kRows][kCount]) {
+  switch (activation) {
+    case Activation::kSilu:
+      return activate_all<kAccuracy, Activation::kSilu>(values);
+    case Activation::kRelu:
+      return activate_all<kAccuracy, Activation::kRelu>(values);
+    case Activation::kRelu6:
+      return activate_all<kAccuracy, Activation::kRelu6>(values);
+    case Activation::kHardswish:
+      return activate_all<kAccuracy, Activation::kHardswish>(values);
+    case Activation::kGelu:
+      return activate_all<kAccuracy, Activation::kGelu>(values);
+    default:
+      return;
+  }
+}
+
 }  // namespace effv2

@@ -140,10 +140,15 @@ inline void store_shared_cluster(float* local, int rank, float value) {
 
 // Made by the wait, so that whoever reads without waiting finds what was there before.
 inline void cp_async16(void* shared, const void* global, bool inside) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  if (!aligned(shared) || !aligned(global)) host::fail("a misaligned cp.async");
+  for (const void* p : {static_cast<const void*>(shared), global}) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) host::fail("a misaligned cp.async");
+  }
   host::Fiber& fiber = host::self();
-  fiber.copies.push_back({shared, global, inside ? 16 : 0, fiber.group});
+  fiber.copies.push_back({shared, global, inside, fiber.group});
+}
+
+inline void cp_async_cached16(void* shared, const void* global) {
+  cp_async16(shared, global, true);
 }
 
 inline void cp_async_commit() {
@@ -161,7 +166,7 @@ inline void cp_async_wait() {
     }
     auto* target = static_cast<volatile unsigned char*>(copy.target);
     const auto* source = static_cast<const volatile unsigned char*>(copy.source);
-    for (int i = 0; i < 16; ++i) target[i] = i < copy.bytes ? source[i] : 0;
+    for (int i = 0; i < 16; ++i) target[i] = copy.inside ? source[i] : 0;
   }
   fiber.copies = left;
 }

@@ -72,7 +72,7 @@ enum class State { kReady, kWarpBarrier, kBlockBarrier, kClusterBarrier, kDone }
 struct Copy {
   void* target;
   const void* source;
-  int bytes;  // read; the rest of 16 becomes zero
+  bool inside;  // else 16 zero bytes are written
   int group;
 };
 
