@@ -97,7 +97,6 @@ template <typename T, int kKernel, int kStride, int kWidth>
 __global__ void __launch_bounds__(kMostThreads, kBlocks)
     depthwise_kernel(const DepthwiseParams params) {
   using Strip = DepthwiseStrip<T, kKernel, kStride, kWidth>;
-  constexpr Accuracy kAccuracy = sizeof(T) == 4 ? Accuracy::kExact : Accuracy::kFast;
   constexpr int kColumns = Strip::kColumns;
 
   const DepthwiseLaunch& launch = params.launch;
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
         return *reinterpret_cast<const typename Strip::Vector*>(source(row, column));
       };
       const auto store = [&](int row, float (&values)[kColumns][kWidth]) {
-        activate<kAccuracy>(params.act, values);
+        activate<kAccuracyFor<T>>(params.act, values);
         const int pixel = (out_row + row) * params.out_width + out_column;
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {

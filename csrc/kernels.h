@@ -79,4 +79,41 @@ struct DepthwiseParams {
 
 cudaError_t launch_depthwise(const DepthwiseParams& params, cudaStream_t stream);
 
+// How an expand_depthwise is laid out: effv2_kernels/launch/expand_depthwise.py chooses.
+struct ExpandDepthwiseLaunch {
+  int tile_height;  // outputs of a block
+  int tile_width;
+  int rows;    // output rows of a strip
+  int chunk;   // expanded channels at a time: 32 or 64
+  int chunks;  // of a block, one after another
+};
+
+// y = act(depthwise(act(x expand_weight^T + expand_bias)) + depthwise_bias), the depthwise as in
+// DepthwiseParams and on an expanded tensor that is 0 outside of the image; pooled = mean of y over
+// each image. All dense; channel counts are multiples of 8, pointers are aligned to 16 bytes.
+struct ExpandDepthwiseParams {
+  const void* x;                 // (n, height, width, in_channels)
+  const void* expand_weight;     // (channels, in_channels)
+  const void* expand_bias;       // (channels), float or of the dtype
+  const void* depthwise_weight;  // (channels, kernel, kernel)
+  const void* depthwise_bias;    // (channels), float or of the dtype
+  void* y;                       // (n, out_height, out_width, channels)
+  void* pooled;                  // (n, channels), or null
+  float* partial;  // scratch, (n, tiles of an image, channels); null where pooled is or of one tile
+
+  int64_t size_n;
+  int height, width, in_channels, channels;
+  int out_height, out_width;
+  int kernel;  // 3 or 5
+  int stride;  // 1 or 2
+  int pad_top, pad_left;
+
+  DType dtype;  // 16 bits
+  bool expand_bias_is_float, depthwise_bias_is_float;
+  Activation act;
+  ExpandDepthwiseLaunch launch;
+};
+
+cudaError_t launch_expand_depthwise(const ExpandDepthwiseParams& params, cudaStream_t stream);
+
 }  // namespace effv2

@@ -9,7 +9,8 @@
 namespace effv2 {
 
 // Shared memory that Squeeze::finish() needs.
-inline size_t squeeze_shared_bytes(int block_channels, int strip_threads, int cluster_parts) {
+__host__ __device__ constexpr size_t squeeze_shared_bytes(int block_channels, int strip_threads,
+                                                          int cluster_parts) {
   const int slots = strip_threads > cluster_parts ? strip_threads : cluster_parts;
   return sizeof(float) * block_channels * (slots + (cluster_parts > 1 ? cluster_parts : 0));
 }

@@ -111,6 +111,16 @@ T __ldg(const T* address) {
   return *address;
 }
 
+inline float __expf(float x) {
+  return std::exp(x);
+}
+
+// The CUDA manual: 0 for a divisor between 2^126 and 2^128.
+inline float __fdividef(float x, float y) {
+  const float size = std::fabs(y);
+  return size > 0x1p126f && std::isfinite(y) ? x * 0.0f : x / y;
+}
+
 using std::max;
 using std::min;
 
