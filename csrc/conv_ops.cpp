@@ -114,8 +114,8 @@ void check_launch_choice(const char* op, const Integers& launch, size_t count) {
   }
 }
 
-Tensor empty_map(const Tensor& like, int64_t channels, const Window& window) {
-  const int64_t sizes[] = {like.size(0), channels, window.out_height, window.out_width};
+Tensor empty_map(const Tensor& like, int64_t n, int64_t channels, const Window& window) {
+  const int64_t sizes[] = {n, channels, window.out_height, window.out_width};
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes, 4),
                               like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
 
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  Tensor y = empty_map(x, x.size(1), window);
+  Tensor y = empty_map(x, x.size(0), x.size(1), window);
   Tensor pooled = empty({x.size(0), squeeze ? x.size(1) : 0}, x.scalar_type(), x);
   if (y.numel() == 0) return {y, pooled};
   if (y.numel() / y.size(0) > INT32_MAX) fail(kOp, "the output has 2^31 elements an image or more");
@@ -172,6 +172,135 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
   return {y, pooled};
 }
 
+std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expand_weight,
+                                            const Tensor& expand_bias,
+                                            const Tensor& depthwise_weight,
+                                            const Tensor& depthwise_bias, const Integers& stride,
+                                            const Integers& padding, const std::string& act,
+                                            bool squeeze, const Integers& launch) {
+  constexpr const char* kOp = "expand_depthwise";
+  check_channels_last(kOp, {"x", x});
+  const std::initializer_list<Argument> typed = {
+      {"x", x}, {"expand_weight", expand_weight}, {"depthwise_weight", depthwise_weight}};
+  ExpandDepthwiseParams params = {};
+  params.dtype = checked_dtype(kOp, typed);
+  if (params.dtype == DType::kFloat32) fail(kOp, "x must be float16 or bfloat16, found Float");
+  const int64_t in_channels = x.size(1);
+  const int64_t channels = expand_weight.dim() > 0 ? expand_weight.size(0) : 0;
+  if (in_channels % 8 != 0 || channels % 8 != 0 || channels == 0 || channels > INT32_MAX / 2) {
+    fail(kOp, "channels must be multiples of 8, found ", in_channels, " and ", channels);
+  }
+  check_shape(kOp, {"expand_weight", expand_weight},
+              {{"E", channels}, {"I", in_channels}, {"1", 1}, {"1", 1}});
+  if (!has_strides(expand_weight, {in_channels, 1, 1, 1})) {
+    fail(kOp, "expand_weight must be dense, found other strides for ", shape_text(expand_weight));
+  }
+  check_depthwise_weight(kOp, {"depthwise_weight", depthwise_weight}, channels);
+  if (depthwise_weight.size(2) == 7) fail(kOp, "depthwise_weight must be 3x3 or 5x5, found 7x7");
+  params.expand_bias_is_float = check_bias(kOp, {"expand_bias", expand_bias}, channels, x);
+  params.depthwise_bias_is_float = check_bias(kOp, {"depthwise_bias", depthwise_bias}, channels, x);
+  const Window window = checked_window(kOp, depthwise_weight.size(2), x, stride, padding);
+  params.act = checked_act(kOp, act);
+  check_launch_choice(kOp, launch, 5);
+  check_device(kOp, {{"x", x},
+                     {"expand_weight", expand_weight},
+                     {"expand_bias", expand_bias},
+                     {"depthwise_weight", depthwise_weight},
+                     {"depthwise_bias", depthwise_bias}});
+  for (const Argument& argument : typed) {
+    if (reinterpret_cast<uintptr_t>(argument.tensor.const_data_ptr()) % 16 != 0) {
+      fail(kOp, argument.name, " must be aligned to 16 bytes");
+    }
+  }
+
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  Tensor y = empty_map(x, x.size(0), channels, window);
+  Tensor pooled = empty({x.size(0), squeeze ? channels : 0}, x.scalar_type(), x);
+  if (y.numel() == 0) return {y, pooled};
+  if (y.numel() / y.size(0) > INT32_MAX) fail(kOp, "the output has 2^31 elements an image or more");
+
+  params.size_n = x.size(0);
+  params.in_channels = static_cast<int>(in_channels);
+  params.channels = static_cast<int>(channels);
+  params.height = static_cast<int>(x.size(2));
+  params.width = static_cast<int>(x.size(3));
+  params.out_height = window.out_height;
+  params.out_width = window.out_width;
+  params.kernel = window.kernel;
+  params.stride = window.stride;
+  params.pad_top = window.pad_top;
+  params.pad_left = window.pad_left;
+  params.launch = {static_cast<int>(launch[0]), static_cast<int>(launch[1]),
+                   static_cast<int>(launch[2]), static_cast<int>(launch[3]),
+                   static_cast<int>(launch[4])};
+  params.x = x.const_data_ptr();
+  params.expand_weight = expand_weight.const_data_ptr();
+  params.expand_bias = expand_bias.const_data_ptr();
+  params.depthwise_weight = depthwise_weight.const_data_ptr();
+  params.depthwise_bias = depthwise_bias.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  // Declared out here: its memory must stay reserved until the launch is on the stream.
+  std::optional<Tensor> partial;
+  if (squeeze) {
+    params.pooled = pooled.mutable_data_ptr();
+    const int64_t tiles = ((window.out_height + launch[0] - 1) / launch[0]) *
+                          ((window.out_width + launch[1] - 1) / launch[1]);
+    if (tiles > 1) {
+      partial = empty({x.size(0), tiles, channels}, ScalarType::Float, x);
+      params.partial = static_cast<float*>(partial->mutable_data_ptr());
+    }
+  }
+  check_launch(kOp, launch_expand_depthwise(params, current_stream(kOp, device)));
+  return {y, pooled};
+}
+
+Tensor stem(const Tensor& x, const Tensor& weight, const Tensor& bias, const Integers& stride,
+            const Integers& padding, const std::string& act) {
+  constexpr const char* kOp = "stem";
+  if (x.dim() != 4 || x.size(1) != 3) fail(kOp, "x must be (N, 3, H, W), found ", shape_text(x));
+  StemParams params = {};
+  params.channels_first = x.is_contiguous();
+  if (!params.channels_first) check_channels_last(kOp, {"x", x});
+  if (x.numel() > 0 && x.numel() / x.size(0) > INT32_MAX) {
+    fail(kOp, "x must have less than 2^31 elements an image, found ", shape_text(x));
+  }
+  params.x_dtype = checked_dtype(kOp, {{"x", x}});
+  params.dtype = checked_dtype(kOp, {{"weight", weight}});
+  const int64_t channels = weight.dim() > 0 ? weight.size(0) : 0;
+  if (channels < 1 || channels > 256) {
+    fail(kOp, "weight must have 1 to 256 output channels, found ", channels);
+  }
+  check_shape(kOp, {"weight", weight}, {{"O", channels}, {"I", 3}, {"k", 3}, {"k", 3}});
+  params.bias_is_float = check_bias(kOp, {"bias", bias}, channels, weight);
+  const Window window = checked_window(kOp, 3, x, stride, padding);
+  if (window.stride != 2) fail(kOp, "stride must be (2, 2)");
+  params.act = checked_act(kOp, act);
+  check_device(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
+
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  Tensor y = empty_map(weight, x.size(0), channels, window);
+  if (y.numel() == 0) return y;
+  if (y.numel() / y.size(0) > INT32_MAX) fail(kOp, "the output has 2^31 elements an image or more");
+
+  params.size_n = x.size(0);
+  params.channels = static_cast<int>(channels);
+  params.height = static_cast<int>(x.size(2));
+  params.width = static_cast<int>(x.size(3));
+  params.out_height = window.out_height;
+  params.out_width = window.out_width;
+  params.pad_top = window.pad_top;
+  params.pad_left = window.pad_left;
+  for (int axis = 0; axis < 4; ++axis) params.weight_stride[axis] = weight.stride(axis);
+  params.x = x.const_data_ptr();
+  params.weight = weight.const_data_ptr();
+  params.bias = bias.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  check_launch(kOp, launch_stem(params, current_stream(kOp, device)));
+  return y;
+}
+
 }  // namespace
 }  // namespace effv2
 
@@ -179,8 +308,16 @@ STABLE_TORCH_LIBRARY(effv2_native, library) {
   library.def(
       "depthwise_bias_act(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, "
       "str act, bool squeeze, int[] launch) -> (Tensor, Tensor)");
+  library.def(
+      "expand_depthwise(Tensor x, Tensor expand_weight, Tensor expand_bias, "
+      "Tensor depthwise_weight, Tensor depthwise_bias, int[] stride, int[] padding, str act, "
+      "bool squeeze, int[] launch) -> (Tensor, Tensor)");
+  library.def(
+      "stem(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, str act) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(effv2_native, CUDA, library) {
   library.impl("depthwise_bias_act", TORCH_BOX(&effv2::depthwise_bias_act));
+  library.impl("expand_depthwise", TORCH_BOX(&effv2::expand_depthwise));
+  library.impl("stem", TORCH_BOX(&effv2::stem));
 }

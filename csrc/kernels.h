@@ -116,4 +116,28 @@ struct ExpandDepthwiseParams {
 
 cudaError_t launch_expand_depthwise(const ExpandDepthwiseParams& params, cudaStream_t stream);
 
+// y = act(conv(x, weight) + bias), 3x3 at stride 2, x = 0 outside of the image. x and y are dense, and
+// an image of either has less than 2^31 elements.
+struct StemParams {
+  const void* x;       // (n, 3, height, width) if channels_first, else (n, height, width, 3)
+  const void* weight;  // (channels, 3, 3, 3) by weight_stride, in elements
+  const void* bias;    // (channels), float or of the dtype
+  void* y;             // (n, out_height, out_width, channels), aligned to 32 bytes
+
+  int64_t size_n;
+  int64_t weight_stride[4];
+  int height, width, channels;
+  int out_height, out_width;
+  int pad_top, pad_left;  // at most 64
+
+  DType x_dtype;
+  DType dtype;  // of weight and y
+  bool bias_is_float;
+  bool channels_first;
+  bool aligned;  // whether x is read in vectors: set by the launch
+  Activation act;
+};
+
+cudaError_t launch_stem(const StemParams& params, cudaStream_t stream);
+
 }  // namespace effv2

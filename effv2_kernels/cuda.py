@@ -118,6 +118,8 @@ def stem(
         return NotImplemented
     if not x.is_contiguous():
         x = _channels_last(x)
+    if not weight.is_contiguous():
+        weight = _channels_last(weight)
     return NATIVE.stem.default(x, weight, bias.contiguous(), stride, sides, act)
 
 

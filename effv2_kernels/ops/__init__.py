@@ -6,7 +6,7 @@ where it was built, brings its CUDA kernels first, and ops without one run ATen 
 
 from __future__ import annotations
 
-from .. import _native
+from .. import _native, cuda
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -34,6 +34,7 @@ FAMILIES = {
 }
 
 NATIVE = _native.load()
-NATIVE_OPS = frozenset(name for name in FAMILIES if has_kernel(name, "CUDA"))
+NATIVE_OPS = frozenset(cuda.KERNELS) | {name for name in FAMILIES if has_kernel(name, "CUDA")}
 for _name, _family in FAMILIES.items():
-    register_cuda(_name, _family.fake, [_family.aten])
+    _native_first = [cuda.KERNELS[_name]] if _name in cuda.KERNELS else []
+    register_cuda(_name, _family.fake, [*_native_first, _family.aten])

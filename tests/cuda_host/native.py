@@ -16,7 +16,7 @@ from tests.cuda_host.runner import ACTS, DTYPES, HERE, Driver, driver
 
 
 class Native:
-    """Stands for ``torch.ops.effv2_native``. ``offset``: elements by which every buffer misses an
+    """Stands for ``torch.ops.effv2_native``. ``offset``: elements by which every input misses an
     aligned address; ``launch``: instead of the launch choice; ``calls``: what was called."""
 
     def __init__(self, factory: pytest.TempPathFactory, target: str = "sm_90a") -> None:
@@ -38,7 +38,9 @@ class Native:
         self.calls.append(name)
         clusters = targets.KNOWN[self.target].capability >= (9, 0)
         run = self.driver(name)
-        found, _ = run(integers, [*inputs, *outputs], clusters=clusters, offset=self.offset)
+        buffers = [*inputs, *outputs]  # outputs are new tensors, and aligned
+        options = {"clusters": clusters, "offset": self.offset, "inputs": len(inputs)}
+        found, _ = run(integers, buffers, **options)
         for before, after in zip(inputs, found[: len(inputs)], strict=True):
             assert torch.equal(bits(before), bits(after)), "an input changed"
         return [tensor for tensor in found[len(inputs) :] if tensor is not None]
