@@ -63,7 +63,8 @@ struct Axis {
   int64_t size;
 };
 
-inline void check_shape(const char* op, const Argument& argument, std::initializer_list<Axis> axes) {
+inline void check_shape(const char* op, const Argument& argument,
+                        std::initializer_list<Axis> axes) {
   bool right = argument.tensor.dim() == static_cast<int64_t>(axes.size());
   int64_t index = 0;
   for (const Axis& axis : axes) right = right && argument.tensor.size(index++) == axis.size;
@@ -128,8 +129,9 @@ inline void check_device(const char* op, std::initializer_list<Argument> argumen
   }
 }
 
-inline Activation checked_activation(const char* op, const char* argument, const std::string& name,
-                              std::initializer_list<std::pair<const char*, Activation>> known) {
+inline Activation checked_activation(
+    const char* op, const char* argument, const std::string& name,
+    std::initializer_list<std::pair<const char*, Activation>> known) {
   std::string names;
   for (const auto& [text, activation] : known) {
     if (name == text) return activation;

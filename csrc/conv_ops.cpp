@@ -1,7 +1,8 @@
-// The native convolution ops, in a namespace of their own: they take the launch choice, which Python
-// makes (effv2_kernels/launch), and padding on four sides. effv2_kernels/cuda.py calls them from the
-// CUDA implementations of the ops of the same name in `effv2`, where the contract was checked; what
-// is checked here is what the kernels rely on, so that a wrong call is an error and not a wild read.
+// The native convolution ops, in a namespace of their own: they take the launch choice, which
+// Python makes (effv2_kernels/launch), and padding on four sides. effv2_kernels/cuda.py calls them
+// from the CUDA implementations of the ops of the same name in `effv2`, where the contract was
+// checked; what is checked here is what the kernels rely on, so that a wrong call is an error and
+// not a wild read.
 
 #include <initializer_list>
 #include <optional>
@@ -90,7 +91,8 @@ Window checked_window(const char* op, int64_t kernel, const Tensor& image, const
           static_cast<int>((width - kernel) / stride[0] + 1)};
 }
 
-// (channels, 1, kernel, kernel), dense in either memory format, which are one for one input channel.
+// (channels, 1, kernel, kernel), dense in either memory format, which are one for one input
+// channel.
 void check_depthwise_weight(const char* op, const Argument& weight, int64_t channels) {
   const Tensor& tensor = weight.tensor;
   if (tensor.dim() != 4) fail(op, weight.name, " must be (C, 1, k, k), found ", shape_text(tensor));
@@ -180,10 +182,9 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expan
                                             bool squeeze, const Integers& launch) {
   constexpr const char* kOp = "expand_depthwise";
   check_channels_last(kOp, {"x", x});
-  const std::initializer_list<Argument> typed = {
-      {"x", x}, {"expand_weight", expand_weight}, {"depthwise_weight", depthwise_weight}};
   ExpandDepthwiseParams params = {};
-  params.dtype = checked_dtype(kOp, typed);
+  params.dtype = checked_dtype(
+      kOp, {{"x", x}, {"expand_weight", expand_weight}, {"depthwise_weight", depthwise_weight}});
   if (params.dtype == DType::kFloat32) fail(kOp, "x must be float16 or bfloat16, found Float");
   const int64_t in_channels = x.size(1);
   const int64_t channels = expand_weight.dim() > 0 ? expand_weight.size(0) : 0;
@@ -207,7 +208,11 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expan
                      {"expand_bias", expand_bias},
                      {"depthwise_weight", depthwise_weight},
                      {"depthwise_bias", depthwise_bias}});
-  for (const Argument& argument : typed) {
+  for (const Argument& argument :
+       std::initializer_list<Argument>{{"x", x},
+                                       {"expand_weight", expand_weight},
+                                       {"depthwise_weight", depthwise_weight},
+                                       {"depthwise_bias", depthwise_bias}}) {
     if (reinterpret_cast<uintptr_t>(argument.tensor.const_data_ptr()) % 16 != 0) {
       fail(kOp, argument.name, " must be aligned to 16 bytes");
     }

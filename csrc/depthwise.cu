@@ -2,21 +2,26 @@
 // one pass; NHWC.
 //
 // Bytes: x and y once, the weights (k k C) are nothing beside them. FLOPs: 2 k k an output. So the
-// floor is memory: at stride 1 and 16 bits 4 bytes an output, 0.93 ps on an H200 (4.3 TB/s), against
-// 0.3 ps of multiplications for 3x3. What a design can lose is (1) reading a pixel 9 times, out of
-// L1 or L2, and (2) instructions: a multiprocessor moves an output in 0.21 clocks, in which it can
-// issue 27 instructions for it. Here it is about 19: 9 multiplications, 2 conversions (columns / 2
+// floor is memory: at stride 1 and 16 bits 4 bytes an output, 0.93 ps on an H200 (4.3 TB/s),
+// against 0.3 ps of multiplications for 3x3. Not measured on a GPU. What a design can lose is (1)
+// reading a pixel 9 times, out of L1 or L2, and (2) instructions: a multiprocessor moves an output
+// in 0.21 clocks, in which it can issue 27 instructions for it. Here it is about 19: 9
+// multiplications, 2 conversions (columns / 2
 // + 1 loaded a stored column), activation 3, and loads, stores and addresses.
 //
-// Tile: a thread computes a strip of 2 output columns (common/depthwise.cuh) for 16 bytes of
-// channels, so a row is loaded 2x out of L1 at 3x3, but neighbouring strips are in the same block,
-// so once out of L2. channel_threads lanes lie along the channels (8 make a line of 128 bytes), the
-// other threads take strips of one image, columns first. About 150 registers: 3 blocks of 128
-// threads a multiprocessor, whose prefetched rows keep 24 KB in flight, what 4.3 TB/s need at 700 ns.
+// Tile: a thread computes a strip of 2 output columns (common/depthwise.cuh) of 16 bytes of
+// channels at 3x3. Its weights (72 floats) and sums (48) take about 200 registers, so that only 2
+// blocks of 128 threads fit on a multiprocessor: what hides the latency of memory is not the number
+// of warps but kAhead rows on their way to shared memory by cp.async, which costs no registers: 24
+// KB, where half of 4.3 TB/s (the other half is written) at 700 ns need 12 KB. A row is asked for
+// 2x at 3x3, but neighbouring strips are in the same block and the second request ends in L1.
+// channel_threads lanes lie along the channels (8 make a line of 128 bytes), the other threads take
+// strips of one image, columns first.
 //
-// Squeeze: a thread adds up what it stores, a block adds its threads in a fixed order. `parts` blocks
-// share an image: one cluster, whose first block adds up the parts (sm_90 and later), or else blocks
-// that leave their sums in memory for finish_kernel. No atomics: the same bits every time.
+// Squeeze: a thread adds up what it stores, a block adds its threads in a fixed order. `parts`
+// blocks share an image: one cluster, whose first block adds up the parts (sm_90 and later), or
+// else blocks that leave their sums in memory for finish_kernel. No atomics: the same bits every
+// time.
 
 #include "common/activations.cuh"
 #include "common/depthwise.cuh"
@@ -141,7 +146,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
       };
       Stages<Strip> stages(dynamic_shared<typename Strip::Vector>());
       const auto ask = [&](int row) {
-        stages.ask(row - first_row, row <= last_row && row >= 0 && row < params.height ? inside : 0u,
+        stages.ask(row - first_row,
+                   row <= last_row && row >= 0 && row < params.height ? inside : 0u,
                    [&](int column) { return source(row, column); });
       };
       if constexpr (kStaged<Strip>) {
@@ -176,8 +182,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   const Squeeze squeeze = {params.pooled,   params.partial, image,
                            params.channels, first_channel,  params.out_height * params.out_width,
                            launch.parts,    part,           launch.cluster};
-  squeeze.finish<T>(sums, dynamic_shared<float>() + stage_bytes<Strip>(blockDim.x * blockDim.y) /
-                                                        sizeof(float));
+  squeeze.finish<T>(
+      sums, dynamic_shared<float>() + stage_bytes<Strip>(blockDim.x * blockDim.y) / sizeof(float));
 }
 
 template <typename T, int kKernel, int kStride, int kWidth>
@@ -196,8 +202,8 @@ cudaError_t launch_instance(const DepthwiseParams& params, cudaStream_t stream) 
   shape.shared_bytes = stage_bytes<DepthwiseStrip<T, kKernel, kStride, kWidth>>(
       choice.channel_threads * choice.strip_threads);
   if (params.pooled != nullptr) {
-    shape.shared_bytes += squeeze_shared_bytes(choice.channel_threads * kWidth, choice.strip_threads,
-                                              choice.cluster ? choice.parts : 1);
+    shape.shared_bytes += squeeze_shared_bytes(
+        choice.channel_threads * kWidth, choice.strip_threads, choice.cluster ? choice.parts : 1);
     if (choice.cluster) shape.cluster_x = static_cast<unsigned>(choice.parts);
   }
   const cudaError_t error =
@@ -215,12 +221,15 @@ cudaError_t launch_width(DepthwiseParams params, cudaStream_t stream) {
   // Where channels do not fill vectors, or a slice is not aligned, a thread takes one channel.
   DepthwiseLaunch& choice = params.launch;
   const bool wide = vector_width<T>(params.x, params.channels) == kWidest<T> &&
-                    vector_width<T>(params.weight, params.channels) >= kWide &&
+                    vector_width<T>(params.weight, params.channels) == kWidest<T> &&
+                    vector_width<T>(params.bias, params.channels) == kWidest<T> &&
                     choice.channel_threads % (kWidest<T> / kWide) == 0;
   if (choice.cluster) {
     DeviceLimits limits;
     if (cudaError_t err = current_device_limits(&limits); err != cudaSuccess) return err;
-    choice.cluster = limits.clusters && params.pooled != nullptr && choice.parts > 1 &&
+    // Sizes that every GPU with clusters takes.
+    const bool takes = choice.parts == 2 || choice.parts == 4 || choice.parts == 8;
+    choice.cluster = takes && limits.clusters && params.pooled != nullptr &&
                      has_cluster_code<depthwise_kernel<T, kKernel, kStride, kWide>>();
   }
   return wide ? launch_instance<T, kKernel, kStride, kWide>(params, stream)

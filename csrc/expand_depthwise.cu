@@ -1,21 +1,21 @@
 // expand_depthwise: y = act(depthwise(act(x W + b1)) + b2), and on request the mean of y over the
 // image; NHWC, 16 bits. The expanded tensor, act(x W + b1), never leaves the chip.
 //
-// Bytes: x (I channels), y (E channels) and the weights; the two separate ops also write and read the
-// expanded tensor, 3 x the bytes of y at stride 1. FLOPs: 2 I an expanded element, 2 k k an output. Floor
-// at I = 160, E = 960, 24 x 24 on an H200: 0.12 clocks of a multiprocessor an output by memory, 0.14 by
-// mma.sync, 0.14 by the special-function unit (two activations), 0.23 by the issue of about 30
-// instructions. Hence no unit may wait for another: two blocks of 128 threads share a multiprocessor,
-// and while one multiplies matrices the other slides windows.
+// Bytes: x (I channels), y (E channels) and the weights; the two separate ops also write and read
+// the expanded tensor, 3 x the bytes of y at stride 1. FLOPs: 2 I an expanded element, 2 k k an
+// output. Floor at I = 160, E = 960, 24 x 24 on an H200: 0.12 clocks of a multiprocessor an output
+// by memory, 0.14 by mma.sync, 0.14 by the special-function unit (two activations), 0.23 by the
+// issue of about 30 instructions. Hence no unit may wait for another: two blocks of 128 threads
+// share a multiprocessor, and while one multiplies matrices the other slides windows.
 //
 // A block owns a tile of the output of one image: the whole map where it fits, for then nothing is
 // expanded twice. The pixels of x under the tile and its halo go to shared memory once, whole (I <=
-// 256 or so); then, kChunk channels at a time: weights by cp.async; x W on tensor cores (a warp takes
-// 32 pixels x kChunk channels); bias, activation, and the chunk into shared memory; the depthwise
-// strips of common/depthwise.cuh on it, while the next weights arrive. Only pixels of the image are
-// in the tile, so that the padding of the *expanded* tensor is 0 and not act(b1): the strips skip it.
-// Rows in shared memory are 16 bytes longer than their data: ldmatrix, the stores of fragments and
-// the strips' 16-byte loads then meet no bank conflicts.
+// 256 or so); then, kChunk channels at a time: weights by cp.async; x W on tensor cores (a warp
+// takes 32 pixels x kChunk channels); bias, activation, and the chunk into shared memory; the
+// depthwise strips of common/depthwise.cuh on it, while the next weights arrive. Only pixels of the
+// image are in the tile, so that the padding of the *expanded* tensor is 0 and not act(b1): the
+// strips skip it. Rows in shared memory are 16 bytes longer than their data: ldmatrix, the stores
+// of fragments and the strips' 16-byte loads then meet no bank conflicts.
 //
 // Against the separate ops this trades memory traffic for recomputed halos and for idle tensor
 // cores; launch/expand_depthwise.py chooses by a model of both. Not measured on a GPU.
@@ -62,8 +62,8 @@ struct Layout {
 
 // The tile of a block, in outputs, and the pixels of the image that it needs.
 struct Tile {
-  int row, column, rows, columns;                       // of the output
-  int in_row, in_column, in_rows, in_columns;           // of the image; may be empty
+  int row, column, rows, columns;              // of the output
+  int in_row, in_column, in_rows, in_columns;  // of the image; may be empty
   __device__ int pixels() const { return in_rows * in_columns; }
 };
 
@@ -86,8 +86,8 @@ __device__ __forceinline__ Tile tile_of(const ExpandDepthwiseParams& params, int
   return tile;
 }
 
-// Rows [0, rows) of `width` elements, `stride` apart, to shared memory rows of `pitch`: zeros where a
-// row does not exist and from `width` to the padded depth. source(row) is null for the former.
+// Rows [0, rows) of `width` elements, `stride` apart, to shared memory rows of `pitch`: zeros where
+// a row does not exist and from `width` to the padded depth. source(row) is null for the former.
 template <typename T, typename Source>
 __device__ __forceinline__ void copy_rows(T* target, int pitch, int rows, int width,
                                           const T* somewhere, const Source& source) {
@@ -174,8 +174,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Tile tile = tile_of<kKernel, kStride>(params, part);
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
 
-  const size_t squeeze_bytes =
-      squeeze_shared_bytes(kChunk, static_cast<int>(blockDim.y), 1);
+  const size_t squeeze_bytes = squeeze_shared_bytes(kChunk, static_cast<int>(blockDim.y), 1);
   const Layout layout(most_pixels, params.in_channels, kChunk, squeeze_bytes);
   T* shared = dynamic_shared<T>();
   T* x_tile = shared;
@@ -183,8 +182,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   T* hidden = shared + layout.hidden_at;
   float* bias_tile = reinterpret_cast<float*>(shared + layout.bias_at);
 
-  const T* x = static_cast<const T*>(params.x) +
-               image * params.height * params.width * params.in_channels;
+  const T* x =
+      static_cast<const T*>(params.x) + image * params.height * params.width * params.in_channels;
   const T* expand_weight = static_cast<const T*>(params.expand_weight);
   const auto ask_weights = [&](int chunk) {
     const int first = chunk * kChunk;
@@ -196,10 +195,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     ptx::cp_async_commit();
     if (thread < kChunk) {
       const int channel = min(first + thread, params.channels - 1);
-      bias_tile[thread] =
-          params.expand_bias_is_float
-              ? static_cast<const float*>(params.expand_bias)[channel]
-              : to_float(static_cast<const T*>(params.expand_bias)[channel]);
+      bias_tile[thread] = params.expand_bias_is_float
+                              ? static_cast<const float*>(params.expand_bias)[channel]
+                              : to_float(static_cast<const T*>(params.expand_bias)[channel]);
     }
   };
 
@@ -261,8 +259,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
             for (int j = 0; j < kWidth; ++j) totals[j] += values[c][j];
           }
         };
-        strip.run(min(launch.rows, tile.rows - strip_row), out_row * kStride - params.pad_top,
-                  params.height, inside, [](int) {}, fetch, store);
+        strip.run(
+            min(launch.rows, tile.rows - strip_row), out_row * kStride - params.pad_top,
+            params.height, inside, [](int) {}, fetch, store);
       }
     }
     if (params.pooled == nullptr) continue;

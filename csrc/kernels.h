@@ -49,7 +49,7 @@ struct DepthwiseLaunch {
   int strip_threads;    // and along the strips of an image; together at most 128
   int rows;             // output rows of a strip
   int parts;            // blocks that share the strips of an image, for the same channels
-  bool cluster;         // with squeeze: those blocks are a cluster (parts <= 8), where the GPU has it
+  bool cluster;  // with squeeze: those blocks are a cluster (of 2, 4 or 8), where the GPU has it
 };
 
 // y[n, i, j, c] = act(bias[c] + sum over a, b of weight[c, a, b] *
@@ -116,8 +116,8 @@ struct ExpandDepthwiseParams {
 
 cudaError_t launch_expand_depthwise(const ExpandDepthwiseParams& params, cudaStream_t stream);
 
-// y = act(conv(x, weight) + bias), 3x3 at stride 2, x = 0 outside of the image. x and y are dense, and
-// an image of either has less than 2^31 elements.
+// y = act(conv(x, weight) + bias), 3x3 at stride 2, x = 0 outside of the image. x and y are dense,
+// and an image of either has less than 2^31 elements.
 struct StemParams {
   const void* x;       // (n, 3, height, width) if channels_first, else (n, height, width, 3)
   const void* weight;  // (channels, 3, 3, 3) by weight_stride, in elements

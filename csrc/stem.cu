@@ -1,18 +1,19 @@
-// stem: y = act(conv(x) + bias), 3x3 at stride 2 from 3 channels; x as the user has it, NCHW or NHWC,
-// float or 16 bits; y NHWC. The cast and the change of layout, two passes over the image elsewhere,
-// come with the load.
+// stem: y = act(conv(x) + bias), 3x3 at stride 2 from 3 channels; x as the user has it, NCHW or
+// NHWC, float or 16 bits; y NHWC. The cast and the change of layout, two passes over the image
+// elsewhere, come with the load.
 //
-// Bytes: x and y once: at 24 channels of 16 bits and x in float 48 + 48 an output pixel, 5 clocks of
-// an H200 multiprocessor by memory. FLOPs: 54 O a pixel: 648 multiplications at 24 channels, 5 clocks
-// at 128 a clock. So neither may wait for the other, and the tensor cores, which could take the
-// multiplications (27 of 32 of an mma's depth used), are the next idea if issue turns out to bound it.
+// Bytes: x and y once: at 24 channels of 16 bits and x in float 48 + 48 an output pixel, 5 clocks
+// of an H200 multiprocessor by memory. FLOPs: 54 O a pixel: 648 multiplications at 24 channels, 5
+// clocks at 128 a clock. So neither may wait for the other, and the tensor cores, which could take
+// the multiplications (27 of 32 of an mma's depth used), are the next idea if issue turns out to
+// bound it.
 //
 // Tile: 4 x 32 output pixels of one image, for all channels, by 128 threads. The 9 x 65 pixels of x
-// under it go to shared memory as float, by 16-byte loads where lines are aligned (a line is a row of
-// one channel in NCHW, a row of all three in NHWC), with zeros outside of the image; the weights go
-// there too, [tap][channel]. A thread computes 8 channels of 4 pixels, 8 columns apart: neighbouring
-// lanes then have neighbouring channels, then neighbouring pixels, so that stores are coalesced and
-// reads of x conflict in no bank. A weight vector read is used for 4 pixels.
+// under it go to shared memory as float, by 16-byte loads where lines are aligned (a line is a row
+// of one channel in NCHW, a row of all three in NHWC), with zeros outside of the image; the weights
+// go there too, [tap][channel]. A thread computes 8 channels of 4 pixels, 8 columns apart:
+// neighbouring lanes then have neighbouring channels, then neighbouring pixels, so that stores are
+// coalesced and reads of x conflict in no bank. A weight vector read is used for 4 pixels.
 
 #include "common/activations.cuh"
 #include "common/launch.cuh"
@@ -55,8 +56,8 @@ __host__ __device__ constexpr int padded(int channels) {
   return (channels + kGroup - 1) / kGroup * kGroup;
 }
 
-// Copies the lines of a tile whose first pixel is (row, column) of x. Returns where that pixel begins
-// in each line.
+// Copies the lines of a tile whose first pixel is (row, column) of x. Returns where that pixel
+// begins in each line.
 template <typename Input>
 __device__ __forceinline__ int fill(const StemParams& params, const Lines& lines, int64_t image,
                                     int row, int column, float* target) {
@@ -74,8 +75,7 @@ __device__ __forceinline__ int fill(const StemParams& params, const Lines& lines
     const int line_row = row + line % kRows;  // with one line a row, line is less than kRows
     const bool exists =
         line_row >= 0 && line_row < params.height && element >= 0 && element < line_elements;
-    const Input* source =
-        x + (line / kRows * params.height + line_row) * line_elements + element;
+    const Input* source = x + (line / kRows * params.height + line_row) * line_elements + element;
     float* own = target + line * lines.pitch + element - begin;
     if (params.aligned) {
       float values[kWidest<Input>] = {};
@@ -108,10 +108,9 @@ __global__ void __launch_bounds__(kThreads) stem_kernel(const StemParams params)
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * padded(channels); i += kThreads) {
     const int channel = i % padded(channels);
     const int tap = i / padded(channels);  // [input channel][row][column]
-    const int64_t at = channel * params.weight_stride[0] +
-                       tap / (kKernel * kKernel) * params.weight_stride[1] +
-                       tap / kKernel % kKernel * params.weight_stride[2] +
-                       tap % kKernel * params.weight_stride[3];
+    const int64_t at =
+        channel * params.weight_stride[0] + tap / (kKernel * kKernel) * params.weight_stride[1] +
+        tap / kKernel % kKernel * params.weight_stride[2] + tap % kKernel * params.weight_stride[3];
     weight_tile[i] = channel < channels ? to_float(static_cast<const T*>(params.weight)[at]) : 0.0f;
   }
   int begin = 0;
@@ -198,7 +197,8 @@ cudaError_t launch_dtype(StemParams params, cudaStream_t stream) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(blocks));
   shape.block = dim3(kThreads);
-  shape.shared_bytes = sizeof(float) * (kTaps * padded(params.channels) + lines.count * lines.pitch);
+  shape.shared_bytes =
+      sizeof(float) * (kTaps * padded(params.channels) + lines.count * lines.pitch);
   return launch_with_shared<stem_kernel<T>>(shape, stream, params);
 }
 

@@ -1,8 +1,8 @@
 """The CUDA backend: what CUDA tensors run where the native library was built.
 
-One function an op, with the arguments of its schema. Each returns NotImplemented for what its kernel
-does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls the native
-op of the same name, in the namespace ``effv2_native`` (csrc/conv_ops.cpp).
+One function an op, with the arguments of its schema. Each returns NotImplemented for what its
+kernel does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls
+the native op of the same name, in the namespace ``effv2_native`` (csrc/conv_ops.cpp).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def expand_depthwise_(
         _aligned(expand_weight.contiguous()),
         expand_bias.contiguous(),
         _aligned(depthwise_weight.contiguous()),
-        depthwise_bias.contiguous(),
+        _aligned(depthwise_bias.contiguous()),
         stride,
         sides,
         act,

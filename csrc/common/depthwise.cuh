@@ -1,8 +1,8 @@
 // A strip of a depthwise convolution: kColumns output columns times any number of output rows, for
 // kWidth channels, computed by one thread that walks down the input rows.
 //
-// Every input vector that the strip needs is loaded once, is converted to float once, and is added at
-// once to all the outputs that it reaches; those are kept in registers, and so are the weights.
+// Every input vector that the strip needs is loaded once, is converted to float once, and is added
+// at once to all the outputs that it reaches; those are kept in registers, and so are the weights.
 #pragma once
 
 #include "activations.cuh"
@@ -12,8 +12,8 @@
 namespace effv2 {
 
 // Elements that a thread takes of each pixel: 16 bytes for 3x3. A larger window has more weights,
-// and they must fit in registers: 4 and 2 channels of 5x5 and 7x7 make 100 and 98. Neighbouring lanes
-// take neighbouring channels, so that a warp reads and writes whole lines all the same.
+// and they must fit in registers: 4 and 2 channels of 5x5 and 7x7 make 100 and 98. Neighbouring
+// lanes take neighbouring channels, so that a warp reads and writes whole lines all the same.
 template <typename T, int kKernel>
 constexpr int kDepthwiseWidth = kKernel == 3   ? kWidest<T>
                                 : kKernel == 5 ? 4
@@ -30,7 +30,8 @@ struct DepthwiseStrip {
   static constexpr int kWidth = kWidth_;
   static constexpr int kColumns = kDepthwiseColumns<kKernel, kWidth>;
   static constexpr int kInputs = (kColumns - 1) * kStride + kKernel;  // columns of an input row
-  static constexpr int kLive = (kKernel - 1) / kStride + 1;  // output rows that an input row reaches
+  static constexpr int kLive =
+      (kKernel - 1) / kStride + 1;  // output rows that an input row reaches
   static constexpr int kTaps = kKernel * kKernel;
 
   using Vector = Pack<T, kWidth>;
@@ -39,7 +40,7 @@ struct DepthwiseStrip {
   float bias[kWidth];
 
   // Weights and bias of channels [channel, channel + kWidth) from the (C, k, k) and (C) that they
-  // are in. `weight` is aligned to a vector at a multiple of kWidth channels.
+  // are in, both aligned to 16 bytes unless kWidth is 1.
   __device__ __forceinline__ void load_weights(const T* weights, const void* biases,
                                                bool bias_is_float, int channel) {
     const T* own = weights + static_cast<int64_t>(channel) * kTaps;
@@ -53,10 +54,10 @@ struct DepthwiseStrip {
         weight[flat % kTaps][flat / kTaps] = values[j];
       }
     }
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      bias[j] = bias_is_float ? static_cast<const float*>(biases)[channel + j]
-                              : to_float(static_cast<const T*>(biases)[channel + j]);
+    if (bias_is_float) {
+      load_parts < kWidth<4 ? kWidth : 4>(static_cast<const float*>(biases) + channel);
+    } else {
+      load_parts<kWidth>(static_cast<const T*>(biases) + channel);
     }
   }
 
@@ -104,6 +105,18 @@ struct DepthwiseStrip {
   }
 
  private:
+  // The bias, in vectors of kPart.
+  template <int kPart, typename Bias>
+  __device__ __forceinline__ void load_parts(const Bias* from) {
+#pragma unroll
+    for (int first = 0; first < kWidth; first += kPart) {
+      float part[kPart];
+      load(from + first, part);
+#pragma unroll
+      for (int j = 0; j < kPart; ++j) bias[first + j] = part[j];
+    }
+  }
+
   // Adds one input vector, of row `phase` of a step, to every sum that it is part of.
   __device__ __forceinline__ void add(const Vector& vector, int phase, int column,
                                       float (&sums)[kLive][kColumns][kWidth]) const {

@@ -1,6 +1,6 @@
-// Loads and stores of kWidth consecutive elements as float, in one instruction where kWidth elements make 4, 8
-// or 16 bytes. The pointer must be aligned to the whole vector; kWidth = 1 is the path for whatever
-// is not.
+// Loads and stores of kWidth consecutive elements as float, in one instruction where kWidth
+// elements make 4, 8 or 16 bytes. The pointer must be aligned to the whole vector; kWidth = 1 is
+// the path for whatever is not.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -15,7 +15,7 @@ from .targets import Target
 
 THREADS = 128  # of a block, at most
 BLOCKS = 2  # of a multiprocessor
-CLUSTER = 8  # blocks that every GPU with clusters takes
+CLUSTERS = (2, 4, 8)  # blocks; sizes that every GPU with clusters takes
 # What a strip costs besides its rows, and a second launch, in input rows (about 0.6 us each).
 STRIP_ROWS = 4
 LAUNCH_ROWS = 5
@@ -37,7 +37,7 @@ class DepthwiseLaunch:
 
 
 def channels_of_a_thread(channels: int, kernel: int, dtype: torch.dtype) -> int:
-    """``kDepthwiseWidth`` of csrc/common/depthwise.cuh, or 1 where channels do not fill 16 bytes."""
+    """``kDepthwiseWidth`` of csrc/common/depthwise.cuh; 1 where channels do not fill 16 bytes."""
     widest = 16 // dtype.itemsize
     if channels % widest:
         return 1
@@ -71,8 +71,8 @@ def choose(
     for rows in range(1, min(out_size[0], MOST_ROWS) + 1):
         strips = across * -(-out_size[0] // rows)
         enough = -(-strips // strip_threads)
-        for parts in _parts(enough, squeeze):
-            cluster = squeeze and clusters and 1 < parts <= CLUSTER
+        for parts in _parts(enough, squeeze, clusters):
+            cluster = squeeze and clusters and parts in CLUSTERS
             waves = -(-n * channel_blocks * parts // (target.multiprocessors * BLOCKS))
             rounds = -(-strips // (parts * strip_threads))
             cost: float = waves * rounds * ((rows - 1) * stride + kernel + STRIP_ROWS)
@@ -95,9 +95,11 @@ def _channel_threads(vectors: int, vector_bytes: int) -> int:
     return min((line, 2 * line, line // 2), key=lambda lanes: -(-vectors // lanes) * lanes)
 
 
-def _parts(enough: int, squeeze: bool) -> list[int]:
+def _parts(enough: int, squeeze: bool, clusters: bool) -> list[int]:
     """In how many blocks an image may be split, for the same channels; ``enough`` give each thread
     one strip. With squeeze fewer do, each going on to further strips."""
     if not squeeze:
         return [enough]
-    return sorted({min(parts, enough) for parts in (1, 2, 4, CLUSTER)} | {enough})
+    return sorted(
+        {1, enough} | {parts for parts in CLUSTERS if parts < (2 * enough if clusters else enough)}
+    )

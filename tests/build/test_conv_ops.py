@@ -71,7 +71,11 @@ WRONG = {
         {"weight": torch.ones(8, 1, 3, 6).bfloat16()[..., ::2]},
         "weight must be dense",
     ),
-    "a short bias": ("stem", {"bias": torch.ones(23)}, "bias must be .channels. = .24., found .23."),
+    "a short bias": (
+        "stem",
+        {"bias": torch.ones(23)},
+        "bias must be .channels. = .24., found .23.",
+    ),
     "a bias of float16": (
         "stem",
         {"bias": torch.ones(24).half()},
@@ -121,7 +125,9 @@ def dispatched(op: str, args: Arguments) -> Any:
 def h200(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on that GPU, but that tensors are on the CPU; what fits is run fused."""
     stand_in = {
-        op: SimpleNamespace(default=partial(getattr(torch.ops.effv2_native, op).default.redispatch, KEYS))
+        op: SimpleNamespace(
+            default=partial(getattr(torch.ops.effv2_native, op).default.redispatch, KEYS)
+        )
         for op in LAUNCH
     }
     monkeypatch.setattr(cuda, "NATIVE", SimpleNamespace(**stand_in))
@@ -157,7 +163,9 @@ def test_cuda_tensors_reach_the_native_op(op: str, h200: None) -> None:
 def test_what_is_declined_runs_through_aten(op: str, options: dict, h200: None) -> None:
     args = arguments(op, **{"geometry": SMALL, **options})
     found, expected = dispatched(op, args), plain(op, args)
-    for output, theirs in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+    for output, theirs in zip(
+        found if isinstance(found, tuple) else (found,), expected, strict=True
+    ):
         assert torch.allclose(output, theirs, rtol=1e-5, atol=1e-5)
 
 

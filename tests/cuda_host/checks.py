@@ -12,8 +12,8 @@ from tests.support import assert_as_close_as_pytorch
 
 
 def check(implementation: Callable, op: str, geometry: Geometry, **options: Any) -> list:
-    """Runs it on random arguments (``tests.ops.cases.arguments`` has the options), checks its outputs
-    and their strides, and returns them."""
+    """Runs it on random arguments, as ``tests.ops.cases.arguments`` makes them of the options,
+    checks its outputs and returns them."""
     args = arguments(op, geometry, **{"layout": "channels_last", **options})
     found = implementation(*ordered(op, args))
     assert found is not NotImplemented

@@ -66,6 +66,7 @@ struct Options {
   size_t most_shared_bytes = 232448;
 };
 inline Options options;
+inline size_t most_shared_bytes = 0;  // that a launch has asked for
 
 enum class State { kReady, kWarpBarrier, kBlockBarrier, kClusterBarrier, kDone };
 
@@ -362,6 +363,7 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
       shape.shared_bytes > host::options.most_shared_bytes) {
     return cudaErrorInvalidValue;
   }
+  host::most_shared_bytes = std::max(host::most_shared_bytes, shape.shared_bytes);
   const std::function<void()> body = [&] { kernel(args...); };
   const uint64_t clusters = uint64_t{grid.x / size} * grid.y * grid.z;
   for (uint64_t i = 0; i < clusters; ++i) {

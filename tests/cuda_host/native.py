@@ -1,5 +1,5 @@
-"""The ops of ``effv2_native`` as csrc/conv_ops.cpp offers them, on CPU tensors, through the drivers:
-what ``effv2_kernels.cuda`` calls can then be tested whole."""
+"""The ops of ``effv2_native`` as csrc/conv_ops.cpp offers them, on CPU tensors, by the drivers:
+``effv2_kernels.cuda`` can then be tested whole."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Native:
         self.offset = 0
         self.launch: list[int] | None = None
         self.calls: list[str] = []
+        self.answers: list[int] = []
         for name in ("depthwise_bias_act", "expand_depthwise", "stem"):
             setattr(self, name, SimpleNamespace(default=getattr(self, f"_{name}")))
 
@@ -40,7 +41,7 @@ class Native:
         run = self.driver(name)
         buffers = [*inputs, *outputs]  # outputs are new tensors, and aligned
         options = {"clusters": clusters, "offset": self.offset, "inputs": len(inputs)}
-        found, _ = run(integers, buffers, **options)
+        found, self.answers = run(integers, buffers, **options)
         for before, after in zip(inputs, found[: len(inputs)], strict=True):
             assert torch.equal(bits(before), bits(after)), "an input changed"
         return [tensor for tensor in found[len(inputs) :] if tensor is not None]
@@ -112,7 +113,7 @@ def native(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Native:
-    """``effv2_kernels.cuda`` with the drivers instead of a GPU; parametrise with names of targets."""
+    """``effv2_kernels.cuda`` with the drivers for a GPU; parametrise with names of targets."""
     if not isinstance(request.param, str):
         raise TypeError("the name of a target")
     stand_in = Native(tmp_path_factory, request.param)

@@ -88,6 +88,16 @@ def test_padding_is_of_the_expanded_tensor(native: Native) -> None:
     assert torch.equal(y[0, 0].float(), 3 * counts[:, None] * counts)
 
 
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_shared_memory_is_as_the_choice_counts_it(native: Native, name: str) -> None:
+    geometry, native.launch = GEOMETRIES[name]
+    checked(native, geometry)
+    window = geometry.kernel[0], geometry.stride[0], torch.bfloat16
+    problem = expand_depthwise.Problem(1, 24, 72, geometry.size, geometry.out(), *window)
+    layout = expand_depthwise.ExpandDepthwiseLaunch(*native.launch)
+    assert native.answers == [expand_depthwise.shared_bytes(problem, layout)]
+
+
 def test_layouts_of_the_input(native: Native) -> None:
     for layout in ("contiguous", "sliced"):
         checked(native, GEOMETRIES["3x3"][0], layout=layout)

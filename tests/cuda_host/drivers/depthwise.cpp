@@ -1,5 +1,5 @@
-// depthwise.cu on the CPU. Integers: those of DepthwiseParams in the order below; buffers: x, weight,
-// bias, y, pooled (empty without squeeze).
+// depthwise.cu on the CPU. Integers: those of DepthwiseParams in the order below; buffers: x,
+// weight, bias, y, pooled (empty without squeeze).
 #include "driver.h"
 // The kernel comes after the runtime.
 #include "depthwise.cu"
@@ -30,9 +30,10 @@ int host::run(Request& request) {
   params.bias = request.buffer();
   params.y = request.buffer();
   params.pooled = request.buffer();
-  const size_t scratch_bytes = params.pooled == nullptr || params.launch.parts == 1
-                                   ? 0
-                                   : sizeof(float) * params.size_n * params.launch.parts * params.channels;
+  const size_t scratch_bytes =
+      params.pooled == nullptr || params.launch.parts == 1
+          ? 0
+          : sizeof(float) * params.size_n * params.launch.parts * params.channels;
   const std::vector<char> garbage(scratch_bytes, '\xff');
   const Buffer scratch(garbage.data(), scratch_bytes, 0);
   params.partial = static_cast<float*>(scratch.data());

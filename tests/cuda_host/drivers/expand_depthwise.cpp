@@ -1,5 +1,6 @@
 // expand_depthwise.cu on the CPU. Integers: those of ExpandDepthwiseParams in the order below;
-// buffers: x, the two weights with their biases, y, pooled (empty without squeeze).
+// buffers: x, the two weights with their biases, y, pooled (empty without squeeze). Answers the
+// dynamic shared memory of the launch.
 #include "driver.h"
 // The kernel comes after the runtime.
 #include "expand_depthwise.cu"
@@ -42,5 +43,7 @@ int host::run(Request& request) {
   const std::vector<char> garbage(scratch_bytes, '\xff');
   const Buffer scratch(garbage.data(), scratch_bytes, 0);
   params.partial = static_cast<float*>(scratch.data());
-  return effv2::launch_expand_depthwise(params, nullptr);
+  const int status = effv2::launch_expand_depthwise(params, nullptr);
+  request.answers = {static_cast<int64_t>(host::most_shared_bytes)};
+  return status;
 }

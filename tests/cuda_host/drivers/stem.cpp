@@ -1,4 +1,5 @@
-// stem.cu on the CPU. Integers: those of StemParams in the order below; buffers: x, weight, bias, y.
+// stem.cu on the CPU. Integers: those of StemParams in the order below; buffers: x, weight, bias,
+// y.
 #include "driver.h"
 // The kernel comes after the runtime.
 #include "stem.cu"
