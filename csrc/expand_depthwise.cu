@@ -152,6 +152,7 @@ __device__ __forceinline__ void expand(const T* x, const T* weight, const float*
         store(hidden + pixel * hidden_pitch + i % kColumns * 8 + lane % 4 * 2, pair);
       }
     }
+    __syncwarp();  // whole again, as ldmatrix and mma ask of a warp
   }
 }
 
