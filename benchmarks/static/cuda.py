@@ -8,6 +8,7 @@ by cuobjdump, which comes with the CUDA toolkit or with Triton.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -34,6 +35,18 @@ DTYPES = {
     "__nv_bfloat16": torch.bfloat16,
 }
 SHORT = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
+# Where the gate keeps its hidden vectors, as the compiler spells the values of the enumeration.
+HIDDEN = {
+    "(effv2::squeeze_excite::Hidden)0": "shared",
+    "(effv2::squeeze_excite::Hidden)1": "cluster",
+}
+# The shape of which an expand_depthwise is tabled: in channels, channels, side, side of the output.
+SHAPES = {
+    (3, 1): (160, 960, 24, 24),  # V2-S, stage 5
+    (3, 2): (64, 256, 48, 24),  # V2-S, stage 4
+    (5, 1): (80, 480, 75, 75),  # B7, stage 3
+    (5, 2): (48, 288, 150, 75),  # B7, stage 3
+}
 UNITS = {
     "registers": "registers",
     "spill_bytes": "B",
@@ -62,7 +75,7 @@ class Instance:
 
     @property
     def case(self) -> str:
-        short = (SHORT.get(argument, argument) for argument in self.arguments)
+        short = (SHORT.get(a) or HIDDEN.get(a) or a for a in self.arguments)
         return f"{self.family}<{', '.join(short)}>"
 
 
@@ -82,25 +95,21 @@ def windows() -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def instances() -> Iterator[Instance]:
-    """What MODELS need, whichever dtype they run in. Layouts are the launch choices' largest."""
+def instances(architecture: str = "sm_90a") -> Iterator[Instance]:
+    """What MODELS need, whichever dtype they run in, and how they are launched there."""
     for dtype in DTYPES:
         yield Instance("stem_kernel", (dtype,), 128, 4 * (27 * 64 + 27 * 81))
         yield Instance("squeeze_finish_kernel", (dtype,), 128, 0)
-        for images, hidden in ((1, 0), (2, 0), (4, 0), (8, 0), (1, 1)):
-            arguments = (dtype, str(images), hidden_name(hidden))
+        shared, cluster = HIDDEN
+        for images, hidden in ((1, shared), (2, shared), (4, shared), (8, shared), (1, cluster)):
+            arguments = (dtype, str(images), hidden)
             yield Instance("squeeze_excite_gate_kernel", arguments, 512, images * 4 * 160)
     for kernel, stride in windows():
         for dtype in DTYPES:
             yield _depthwise(dtype, kernel, stride)
         for dtype in ("__half", "__nv_bfloat16"):
             for chunk in expand_depthwise.CHUNKS:
-                yield _expand(dtype, kernel, stride, chunk)
-
-
-def hidden_name(hidden: int) -> str:
-    """As the compiler spells a value of an enumeration."""
-    return f"(effv2::squeeze_excite::Hidden){hidden}"
+                yield _expand(dtype, kernel, stride, chunk, architecture)
 
 
 def _depthwise(dtype: str, kernel: int, stride: int) -> Instance:
@@ -112,14 +121,16 @@ def _depthwise(dtype: str, kernel: int, stride: int) -> Instance:
     return Instance("depthwise_kernel", arguments, threads, staged + 4 * threads * width)
 
 
-def _expand(dtype: str, kernel: int, stride: int, chunk: int) -> Instance:
-    """With the tile of V2-S's 24x24 maps of 160 channels that fits twice into an H200's SM."""
-    size = (24, 24) if stride == 1 else (48, 48)
+@functools.cache
+def _expand(dtype: str, kernel: int, stride: int, chunk: int, architecture: str) -> Instance:
+    """As the launch choice lays it out for 128 images, with that chunk."""
+    into, channels, side, out = SHAPES[kernel, stride]
     window = kernel, stride, DTYPES[dtype]
-    problem = expand_depthwise.Problem(128, 160, 960, size, (24, 24), *window)
-    side = 12 if stride == 1 else 6
-    layout = expand_depthwise.ExpandDepthwiseLaunch(side, 8, 3, chunk, 15)
-    shared = expand_depthwise.shared_bytes(problem, layout)
+    problem = expand_depthwise.Problem(128, into, channels, (side, side), (out, out), *window)
+    target = targets.KNOWN.get(architecture, targets.KNOWN["sm_80"])
+    found = expand_depthwise.fused(problem, target, (chunk,))
+    assert found is not None
+    shared = expand_depthwise.shared_bytes(problem, found[1])
     arguments = (dtype, str(kernel), str(stride), str(chunk))
     return Instance("expand_depthwise_kernel", arguments, expand_depthwise.THREADS, shared)
 
@@ -135,7 +146,7 @@ def rows() -> list[results.Row]:
     found = [replace(base, case="toolkit", metric="cuda", value=info["cuda"], unit="version")]
     for architecture in sorted({architecture for architecture, _ in usage}):
         code = machine_code(architecture)
-        for instance in instances():
+        for instance in instances(architecture):
             key = (instance.family, instance.arguments)
             values = metrics(instance, usage[architecture, key], code[key], architecture)
             found += [

@@ -9,7 +9,7 @@ measured on a GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,11 +89,13 @@ def choose(problem: Problem, target: Target) -> ExpandDepthwiseLaunch | None:
     return found[1]
 
 
-def fused(problem: Problem, target: Target) -> tuple[float, ExpandDepthwiseLaunch] | None:
+def fused(
+    problem: Problem, target: Target, chunks: Sequence[int] = CHUNKS
+) -> tuple[float, ExpandDepthwiseLaunch] | None:
     """(clocks, layout) of the best fused form; None where none fits into shared memory."""
     if not problem.takes:
         return None
-    layouts = list(_layouts(problem, target))
+    layouts = [layout for layout in _layouts(problem, target) if layout.chunk in chunks]
     if not layouts:
         return None
     return min(

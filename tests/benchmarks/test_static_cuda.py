@@ -47,13 +47,15 @@ def test_maps_are_read_by_16_bytes() -> None:
     for family in ("depthwise_kernel", "expand_depthwise_kernel"):
         assert set(values("load16_share", family).values()) == {1.0}
     for family in ("stem_kernel", "squeeze_excite_gate_kernel"):
-        # With the paths for what is not aligned.
-        assert min(values("load16_share", family).values()) > 0, family
+        # Some only: the rest is what is not aligned, and biases. The gate reads 8 bytes where it
+        # takes 8 images at once, for want of registers.
+        found = values("load16_share", family)
+        assert min(share for name, share in found.items() if " 8, " not in name) > 0, family
 
 
 def test_two_blocks_of_the_large_kernels_share_a_multiprocessor() -> None:
-    """Their design rests on it, but for the fused 5x5 tiles, whose halo takes more memory."""
-    for family in ("depthwise_kernel", "expand_depthwise_kernel<float16, 3", "stem_kernel"):
+    """Their design rests on it."""
+    for family in ("depthwise_kernel", "expand_depthwise_kernel", "stem_kernel"):
         assert min(values("blocks_per_sm", family).values()) >= 2, family
 
 
@@ -95,6 +97,6 @@ def test_counts_of_the_machine_code(text: str, code: cuda.Code) -> None:
 def test_signature_of_a_kernel_name() -> None:
     name = "void effv2::depthwise::depthwise_kernel<__half, 3, 1, 8>(effv2::DepthwiseParams)"
     assert cuda.signature(name) == ("depthwise_kernel", ("__half", "3", "1", "8"))
-    hidden = cuda.hidden_name(1)
+    hidden = next(name for name, short in cuda.HIDDEN.items() if short == "cluster")
     name = f"void effv2::squeeze_excite::squeeze_excite_gate_kernel<float, 1, {hidden}>(int)"
     assert cuda.signature(name)[1] == ("float", "1", hidden)
