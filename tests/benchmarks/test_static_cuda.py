@@ -38,7 +38,7 @@ def test_nothing_spills() -> None:
 
 
 def test_expand_depthwise_uses_tensor_cores() -> None:
-    # Chunks of 64 and 32 channels: two tiles of 16 pixels times 8 or 4 of 8 channels, a loop's body.
+    # A loop's body has two tiles of 16 pixels times 8 or 4 tiles of 8 channels.
     for name, count in values("mma_instructions", "expand_depthwise_kernel").items():
         assert count >= (16 if name.endswith("64>") else 8), name
 
@@ -98,5 +98,6 @@ def test_signature_of_a_kernel_name() -> None:
     name = "void effv2::depthwise::depthwise_kernel<__half, 3, 1, 8>(effv2::DepthwiseParams)"
     assert cuda.signature(name) == ("depthwise_kernel", ("__half", "3", "1", "8"))
     hidden = next(name for name, short in cuda.HIDDEN.items() if short == "cluster")
-    name = f"void effv2::squeeze_excite::squeeze_excite_gate_kernel<float, 1, {hidden}>(int)"
+    space = "effv2::squeeze_excite"
+    name = f"void {space}::squeeze_excite_gate_kernel<float, 1, {hidden}>({space}::KernelParams)"
     assert cuda.signature(name)[1] == ("float", "1", hidden)
