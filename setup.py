@@ -28,6 +28,7 @@ from setuptools.command.build_py import build_py
 
 BUILD = Path("build/native")
 TORCH_TARGET = "2.10"
+OPS = ["conv_ops", "ops"]  # what includes torch
 # sm_80 also serves 8.6 and 8.9, sm_100 10.3, sm_120 12.1. PTX of 10.0, not of 12.0: it also
 # serves 11.0.
 DEFAULT_ARCHS = ["80", "90a", "100+PTX", "120"]
@@ -95,7 +96,7 @@ def write_ninja(nvcc: str, version: str) -> None:
     archs = gencode(nvcc)
     host = " ".join([nvcc, *ccbin(), "-std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc"])
     kernels = sorted(path.stem for path in Path("csrc").glob("*.cu"))
-    objects = " ".join(f"$builddir/{name}.o" for name in kernels)
+    objects = " ".join(f"$builddir/{name}.o" for name in [*OPS, *kernels])
     logs = " ".join(f"$builddir/{name}.log" for name in kernels)
     cuda = re.search(r"V([\d.]+)", subprocess.check_output([nvcc, "--version"], text=True))[1]
     values = {
@@ -124,9 +125,7 @@ rule info
   command = {sys.executable} csrc/build_info.py $out {values} $in
   restat = 1
 build $builddir/build_info.h: info {logs} | csrc/build_info.py
-build $builddir/ops.o: cxx csrc/ops.cpp
-  flags = -DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ull -isystem {torch}/include
-build $builddir/_ops.so: link $builddir/ops.o {objects}
+build $builddir/_ops.so: link {objects}
   flags = -cudart static -L{torch}/lib -Xlinker --no-as-needed,-ltorch,--as-needed $
     -Xlinker --exclude-libs,ALL
 build $builddir/module.o: cxx csrc/module.cpp | $builddir/build_info.h
@@ -134,6 +133,10 @@ build $builddir/module.o: cxx csrc/module.cpp | $builddir/build_info.h
 build $builddir/_C.so: link $builddir/module.o
   flags = -cudart none
 """
+    target = f"0x{major:02x}{minor:02x}000000000000ull"
+    for name in OPS:
+        text += f"build $builddir/{name}.o: cxx csrc/{name}.cpp\n"
+        text += f"  flags = -DTORCH_TARGET_VERSION={target} -isystem {torch}/include\n"
     for name in kernels:
         text += f"build $builddir/{name}.o $builddir/{name}.log: cuda csrc/{name}.cu\n"
         text += f"  obj = $builddir/{name}.o\n  log = $builddir/{name}.log\n"
@@ -177,7 +180,7 @@ if not NVCC:
     print(f"effv2_kernels: a pure-Python build, without CUDA kernels: {WHY_NOT}", file=sys.stderr)
 setup(
     ext_modules=[
-        Extension("effv2_kernels._ops", ["csrc/ops.cpp"]),
+        Extension("effv2_kernels._ops", [f"csrc/{name}.cpp" for name in OPS]),
         Extension("effv2_kernels._C", ["csrc/module.cpp"]),
     ]
     if NVCC

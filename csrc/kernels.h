@@ -43,4 +43,101 @@ int64_t squeeze_excite_gate_scratch(const SqueezeExciteGateParams& params);
 
 cudaError_t launch_squeeze_excite_gate(const SqueezeExciteGateParams& params, cudaStream_t stream);
 
+// How depthwise work is laid out: effv2_kernels/launch/depthwise.py chooses.
+struct DepthwiseLaunch {
+  int channel_threads;  // threads of a block along the channels
+  int strip_threads;    // and along the strips of an image; together at most 128
+  int rows;             // output rows of a strip
+  int parts;            // blocks that share the strips of an image, for the same channels
+  bool cluster;  // with squeeze: those blocks are a cluster (of 2, 4 or 8), where the GPU has it
+};
+
+// y[n, i, j, c] = act(bias[c] + sum over a, b of weight[c, a, b] *
+//                     x[n, i * stride + a - pad_top, j * stride + b - pad_left, c])
+// with x = 0 outside of the image; pooled[n, c] = mean over i, j of y. All dense. An image has less
+// than 2^31 elements.
+struct DepthwiseParams {
+  const void* x;       // (n, height, width, channels)
+  const void* weight;  // (channels, kernel, kernel)
+  const void* bias;    // (channels), float or of the dtype
+  void* y;             // (n, out_height, out_width, channels)
+  void* pooled;        // (n, channels), or null
+  float* partial;      // scratch, (n, parts, channels); null where pooled is or parts == 1
+
+  int64_t size_n;
+  int height, width, channels;
+  int out_height, out_width;
+  int kernel;  // 3, 5 or 7
+  int stride;  // 1 or 2
+  int pad_top, pad_left;
+
+  DType dtype;
+  bool bias_is_float;
+  Activation act;
+  DepthwiseLaunch launch;
+};
+
+cudaError_t launch_depthwise(const DepthwiseParams& params, cudaStream_t stream);
+
+// How an expand_depthwise is laid out: effv2_kernels/launch/expand_depthwise.py chooses.
+struct ExpandDepthwiseLaunch {
+  int tile_height;  // outputs of a block
+  int tile_width;
+  int rows;    // output rows of a strip
+  int chunk;   // expanded channels at a time: 32 or 64
+  int chunks;  // of a block, one after another
+};
+
+// y = act(depthwise(act(x expand_weight^T + expand_bias)) + depthwise_bias), the depthwise as in
+// DepthwiseParams and on an expanded tensor that is 0 outside of the image; pooled = mean of y over
+// each image. All dense; channel counts are multiples of 8, pointers are aligned to 16 bytes.
+struct ExpandDepthwiseParams {
+  const void* x;                 // (n, height, width, in_channels)
+  const void* expand_weight;     // (channels, in_channels)
+  const void* expand_bias;       // (channels), float or of the dtype
+  const void* depthwise_weight;  // (channels, kernel, kernel)
+  const void* depthwise_bias;    // (channels), float or of the dtype
+  void* y;                       // (n, out_height, out_width, channels)
+  void* pooled;                  // (n, channels), or null
+  float* partial;  // scratch, (n, tiles of an image, channels); null where pooled is or of one tile
+
+  int64_t size_n;
+  int height, width, in_channels, channels;
+  int out_height, out_width;
+  int kernel;  // 3 or 5
+  int stride;  // 1 or 2
+  int pad_top, pad_left;
+
+  DType dtype;  // 16 bits
+  bool expand_bias_is_float, depthwise_bias_is_float;
+  Activation act;
+  ExpandDepthwiseLaunch launch;
+};
+
+cudaError_t launch_expand_depthwise(const ExpandDepthwiseParams& params, cudaStream_t stream);
+
+// y = act(conv(x, weight) + bias), 3x3 at stride 2, x = 0 outside of the image. x and y are dense,
+// and an image of either has less than 2^31 elements.
+struct StemParams {
+  const void* x;       // (n, 3, height, width) if channels_first, else (n, height, width, 3)
+  const void* weight;  // (channels, 3, 3, 3) by weight_stride, in elements
+  const void* bias;    // (channels), float or of the dtype
+  void* y;             // (n, out_height, out_width, channels), aligned to 32 bytes
+
+  int64_t size_n;
+  int64_t weight_stride[4];
+  int height, width, channels;
+  int out_height, out_width;
+  int pad_top, pad_left;  // at most 64
+
+  DType x_dtype;
+  DType dtype;  // of weight and y
+  bool bias_is_float;
+  bool channels_first;
+  bool aligned;  // whether x is read in vectors: set by the launch
+  Activation act;
+};
+
+cudaError_t launch_stem(const StemParams& params, cudaStream_t stream);
+
 }  // namespace effv2

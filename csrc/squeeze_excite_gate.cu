@@ -139,8 +139,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Partial sums of the first layer where several warps share its rows: [k part][row
   // group][image][row]. Those warps have one task each, so this does not grow with m or r.
   __shared__ float partial[kWarps * kSums];
-  extern __shared__ __align__(32) float shared_hidden[];
-
   const SqueezeExciteGateParams& op = params.op;
   const int m = static_cast<int>(op.size_m);
   const int r = static_cast<int>(op.size_r);
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int part = static_cast<int>(blockIdx.x) % params.parts;
   const int64_t first_image = static_cast<int64_t>(blockIdx.x / params.parts) * kImages;
 
-  float* hidden = shared_hidden;
+  float* hidden = dynamic_shared<float>();
   if constexpr (kHidden == Hidden::kScratch) hidden = op.hidden + first_image * stride;
 
   // No block may write to the shared memory of another before that one runs; the wait is just

@@ -1,1 +1,4 @@
-"""What the compilers say of the kernels, without a GPU."""
+"""What compiling tells of the kernels, without running them: one file a backend.
+
+Each offers ``rows()``, the rows of its table, for the ``static`` suite.
+"""

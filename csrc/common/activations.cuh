@@ -2,7 +2,10 @@
 // fminf would drop it.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <cmath>
+#include <type_traits>
 
 #include "../kernels.h"
 #include "launch.cuh"
@@ -11,14 +14,24 @@
 namespace effv2 {
 
 // kFast costs one special-function instruction and is good to 2^-11 of the largest value: for
-// 16-bit results of kernels that the special-function unit would bound. kExact is good to a few ulp
-// of float everywhere; a gate near 0 needs it, because 1 + tanh(x) cancels there.
-enum class Accuracy { kFast, kExact };
+// bfloat16 results of kernels that the special-function unit would bound. kClose costs two and is
+// good to a few ulp of float but where the result is next to 0: 2^-11 would double the error of a
+// float16 result. kExact is good to a few ulp everywhere, which a gate near 0 needs, because
+// 1 + tanh(x) cancels there.
+enum class Accuracy { kFast, kClose, kExact };
+
+// For results of type T.
+template <typename T>
+constexpr Accuracy kAccuracyFor = sizeof(T) == 4                     ? Accuracy::kExact
+                                  : std::is_same_v<T, __nv_bfloat16> ? Accuracy::kFast
+                                                                     : Accuracy::kClose;
 
 template <Accuracy kAccuracy>
 __device__ __forceinline__ float sigmoid(float x) {
   if constexpr (kAccuracy == Accuracy::kFast) {
     return 0.5f + 0.5f * ptx::tanh_approx(0.5f * x);
+  } else if constexpr (kAccuracy == Accuracy::kClose) {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
   } else {
     return 1.0f / (1.0f + expf(-x));
   }
@@ -29,6 +42,8 @@ __device__ __forceinline__ float silu(float x) {
   if constexpr (kAccuracy == Accuracy::kFast) {
     const float half = 0.5f * x;
     return half + half * ptx::tanh_approx(half);
+  } else if constexpr (kAccuracy == Accuracy::kClose) {
+    return __fdividef(x, 1.0f + __expf(-x));
   } else {
     return x / (1.0f + expf(-x));
   }
@@ -73,6 +88,38 @@ __device__ __forceinline__ float activate(Activation activation, float x) {
       return hardsigmoid(x);
   }
   return x;
+}
+
+// An activation of all values: the switch is outside of the loop, so that the unrolled code
+// of a value is not six cases long.
+template <Accuracy kAccuracy, Activation kActivation, int kRows, int kCount>
+__device__ __forceinline__ void activate_all(float (&values)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      values[i][j] = activate<kAccuracy>(kActivation, values[i][j]);
+    }
+  }
+}
+
+// The activations of a convolution; those of a gate do not come here.
+template <Accuracy kAccuracy, int kRows, int kCount>
+__device__ __forceinline__ void activate(Activation activation, float (&values)[kRows][kCount]) {
+  switch (activation) {
+    case Activation::kSilu:
+      return activate_all<kAccuracy, Activation::kSilu>(values);
+    case Activation::kRelu:
+      return activate_all<kAccuracy, Activation::kRelu>(values);
+    case Activation::kRelu6:
+      return activate_all<kAccuracy, Activation::kRelu6>(values);
+    case Activation::kHardswish:
+      return activate_all<kAccuracy, Activation::kHardswish>(values);
+    case Activation::kGelu:
+      return activate_all<kAccuracy, Activation::kGelu>(values);
+    default:
+      return;
+  }
 }
 
 }  // namespace effv2

@@ -40,6 +40,32 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
 }
 
+// As launch(), for a kernel that asks for more dynamic shared memory than the 48 KB that every
+// launch may have. The permission is a property of the kernel on a device, given once; a launch
+// that is captured into a graph may give it too.
+template <auto kKernel, typename... Args>
+cudaError_t launch_with_shared(const LaunchShape& shape, cudaStream_t stream, Args&&... args) {
+  static std::atomic<int> allowed[64];
+  int device = 0;
+  if (cudaError_t err = cudaGetDevice(&device); err != cudaSuccess) return err;
+  const int bytes = static_cast<int>(shape.shared_bytes);
+  if (bytes > 48 * 1024 &&
+      (device >= 64 || allowed[device].load(std::memory_order_relaxed) < bytes)) {
+    const cudaError_t err =
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (err != cudaSuccess) return err;
+    if (device < 64) allowed[device].store(bytes, std::memory_order_relaxed);
+  }
+  return launch(kKernel, shape, stream, std::forward<Args>(args)...);
+}
+
+// The dynamic shared memory of a block. Not declared where it is used: a host build has its own.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char effv2_dynamic_shared[];
+  return reinterpret_cast<T*>(effv2_dynamic_shared);
+}
+
 // What launch choices need to know of the current device; read once a device.
 struct DeviceLimits {
   int multiprocessors;

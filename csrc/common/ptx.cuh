@@ -5,7 +5,11 @@
 
 #ifndef EFFV2_HOST_RUNTIME
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
+#include <type_traits>
 
 namespace effv2::ptx {
 
@@ -42,6 +46,68 @@ __device__ __forceinline__ void store_shared_cluster(float* local, int rank, flo
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
 #endif
+}
+
+// Copies 16 bytes, or writes 16 zero bytes if not `inside`, to shared memory while the thread goes
+// on; both addresses are aligned to 16 bytes. What is read stays out of L1: a block reads it once.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, bool inside) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+
+// Copies 16 bytes through L1, where a neighbour that needs the same finds it.
+__device__ __forceinline__ void cp_async_cached16(void* shared, const void* global) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+
+// Closes a group of this thread's copies.
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for all of this thread's groups but the kPending newest. A barrier makes them visible to
+// the other threads.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements from shared memory. Lane 8 i + r gives the address of row r
+// of matrix i, aligned to 16 bytes; lane l receives elements 2 (l % 4) and the next of row l / 4 of
+// each.
+__device__ __forceinline__ void ldmatrix_x4(const void* row, uint32_t (&out)[4]) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+}
+
+// d += a b on tensor cores: a 16x16 row-major, b 16x8 column-major, d 16x8 in float. Fragments as
+// in the PTX manual (mma.m16n8k16): a is what ldmatrix_x4() gives for the matrices (rows 0-7,
+// columns 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15); b, from rows of its transpose, for (rows
+// 0-7 of k), (8-15); register i of d holds row lane / 4 + 8 (i / 2), column 2 (lane % 4) + i % 2.
+template <typename T>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 }
 
 }  // namespace effv2::ptx

@@ -1,6 +1,6 @@
-// Loads of kWidth consecutive elements as float, in one instruction where kWidth elements make 4, 8
-// or 16 bytes. The pointer must be aligned to the whole vector; kWidth = 1 is the path for whatever
-// is not.
+// Loads and stores of kWidth consecutive elements as float, in one instruction where kWidth
+// elements make 4, 8 or 16 bytes. The pointer must be aligned to the whole vector; kWidth = 1 is
+// the path for whatever is not.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -51,6 +51,15 @@ __device__ __forceinline__ void load(const T* source, float (&out)[kWidth]) {
   const Pack<T, kWidth> pack = *reinterpret_cast<const Pack<T, kWidth>*>(source);
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) out[i] = to_float(pack.element[i]);
+}
+
+// Rounds and stores kWidth values as one vector.
+template <int kWidth, typename T>
+__device__ __forceinline__ void store(T* target, const float (&values)[kWidth]) {
+  Pack<T, kWidth> pack;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) pack.element[i] = from_float<T>(values[i]);
+  *reinterpret_cast<Pack<T, kWidth>*>(target) = pack;
 }
 
 // Widest load, in elements, with which rows of `row_elements` elements that start at `base` can be

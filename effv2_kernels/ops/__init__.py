@@ -8,7 +8,9 @@ it by name, on the CPU too where Triton interprets.
 
 from __future__ import annotations
 
-from .. import _native, triton_ops
+from collections.abc import Callable, Mapping
+
+from .. import _native, cuda, triton_ops
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -36,17 +38,22 @@ FAMILIES = {
 }
 
 NATIVE = _native.load()
-NATIVE_OPS = frozenset(name for name in FAMILIES if has_kernel(name, "CUDA"))
+NATIVE_OPS = frozenset(cuda.KERNELS) | {name for name in FAMILIES if has_kernel(name, "CUDA")}
 # Whether Triton's interpreter was asked for when the ops were registered.
 TRITON_INTERPRETED = triton_ops.interpreted()
+
+
+def _found(name: str, *tables: Mapping[str, Callable]) -> list[Callable]:
+    return [table[name] for table in tables if name in table]
+
+
 for _name, _family in FAMILIES.items():
-    _automatic = [triton_ops.KERNELS[_name]] if _name in triton_ops.KERNELS else []
+    _automatic = _found(_name, cuda.KERNELS, triton_ops.KERNELS)
     register_cuda(_name, _family.fake, [*_automatic, _family.aten])
-    _explicit = [triton_ops.EXPLICIT[_name]] if _name in triton_ops.EXPLICIT else []
     register_triton(
         _family.SCHEMA,
         fake=_family.fake,
         aten=_family.aten,
-        implementations=[*_explicit, _family.aten],
+        implementations=[*_found(_name, triton_ops.EXPLICIT), _family.aten],
         devices=("CUDA", "CPU") if TRITON_INTERPRETED else ("CUDA",),
     )

@@ -1,0 +1,122 @@
+"""The ops of ``effv2_native`` as csrc/conv_ops.cpp offers them, on CPU tensors, by the drivers:
+``effv2_kernels.cuda`` can then be tested whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from effv2_kernels import cuda
+from effv2_kernels.launch import targets
+from tests.cuda_host.runner import ACTS, DTYPES, HERE, Driver, driver
+
+
+class Native:
+    """Stands for ``torch.ops.effv2_native``. ``offset``: elements by which every input misses an
+    aligned address; ``launch``: instead of the launch choice; ``calls``: what was called."""
+
+    def __init__(self, factory: pytest.TempPathFactory, target: str = "sm_90a") -> None:
+        self.factory = factory
+        self.target = target
+        self.offset = 0
+        self.launch: list[int] | None = None
+        self.calls: list[str] = []
+        self.answers: list[int] = []
+        for name in ("depthwise_bias_act", "expand_depthwise", "stem"):
+            setattr(self, name, SimpleNamespace(default=getattr(self, f"_{name}")))
+
+    def driver(self, name: str) -> Driver:
+        return driver(self.factory, HERE / "drivers" / f"{name}.cpp")
+
+    def run(
+        self, name: str, integers: Sequence[int], inputs: list[Tensor], outputs: list[Tensor | None]
+    ) -> list[Tensor]:
+        """The outputs that there are; nothing else may have changed."""
+        self.calls.append(name)
+        clusters = targets.KNOWN[self.target].capability >= (9, 0)
+        run = self.driver(name)
+        buffers = [*inputs, *outputs]  # outputs are new tensors, and aligned
+        options = {"clusters": clusters, "offset": self.offset, "inputs": len(inputs)}
+        found, self.answers = run(integers, buffers, **options)
+        for before, after in zip(inputs, found[: len(inputs)], strict=True):
+            assert torch.equal(bits(before), bits(after)), "an input changed"
+        return [tensor for tensor in found[len(inputs) :] if tensor is not None]
+
+    def _depthwise_bias_act(self, x, weight, bias, stride, padding, act, squeeze, launch):
+        assert is_dense(x, torch.channels_last) and weight.is_contiguous()
+        y, pooled, size = outputs(x, x.shape[1], weight, stride, padding, squeeze)
+        integers = [
+            *(DTYPES[x.dtype], int(bias.dtype == torch.float32), ACTS.index(act), x.shape[0]),
+            *(x.shape[1], *x.shape[2:], *size, weight.shape[2], stride[0], padding[0], padding[2]),
+            *(self.launch or launch),
+        ]
+        found = self.run("depthwise", integers, [x, weight, bias], [y, pooled])
+        return found[0], found[1] if squeeze else x.new_empty((x.shape[0], 0))
+
+    def _expand_depthwise(
+        self, x, expand_weight, expand_bias, weight, bias, stride, padding, act, squeeze, launch
+    ):
+        assert is_dense(x, torch.channels_last)
+        assert weight.is_contiguous() and expand_weight.is_contiguous()
+        channels = weight.shape[0]
+        y, pooled, size = outputs(x, channels, weight, stride, padding, squeeze)
+        floats = [int(b.dtype == torch.float32) for b in (expand_bias, bias)]
+        integers = [
+            *(DTYPES[x.dtype], *floats, ACTS.index(act), *x.shape[:2], channels, *x.shape[2:]),
+            *(*size, weight.shape[2], stride[0], padding[0], padding[2]),
+            *(self.launch or launch),
+        ]
+        inputs = [x, expand_weight, expand_bias, weight, bias]
+        found = self.run("expand_depthwise", integers, inputs, [y, pooled])
+        return found[0], found[1] if squeeze else x.new_empty((x.shape[0], 0))
+
+    def _stem(self, x, weight, bias, stride, padding, act):
+        assert is_dense(x, torch.channels_last) or x.is_contiguous()
+        y, _, size = outputs(x, weight.shape[0], weight, stride, padding, False)
+        integers = [
+            *(DTYPES[weight.dtype], DTYPES[x.dtype], int(bias.dtype == torch.float32)),
+            *(ACTS.index(act), x.shape[0], weight.shape[0], *x.shape[2:], *size),
+            *(padding[0], padding[2], int(x.is_contiguous()), *weight.stride()),
+        ]
+        return self.run("stem", integers, [x, weight, bias], [y])[0]
+
+
+def outputs(
+    x: Tensor, channels: int, weight: Tensor, stride: Sequence[int], padding: Sequence[int], squeeze
+) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    """y and pooled, full of NaN, and y's height and width."""
+    top, bottom, left, right = padding
+    height = (x.shape[2] + top + bottom - weight.shape[2]) // stride[0] + 1
+    width = (x.shape[3] + left + right - weight.shape[3]) // stride[1] + 1
+    shape, dtype = (x.shape[0], channels, height, width), weight.dtype
+    y = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last).fill_(torch.nan)
+    pooled = torch.full(shape[:2], torch.nan, dtype=dtype) if squeeze else None
+    return y, pooled, (height, width)
+
+
+def is_dense(tensor: Tensor, memory_format: torch.memory_format) -> bool:
+    return tensor.is_contiguous(memory_format=memory_format)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Comparable even where it is NaN."""
+    return tensor.contiguous().view(torch.uint8)
+
+
+@pytest.fixture(params=["sm_90a"])
+def native(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Native:
+    """``effv2_kernels.cuda`` with the drivers for a GPU; parametrise with names of targets."""
+    if not isinstance(request.param, str):
+        raise TypeError("the name of a target")
+    stand_in = Native(tmp_path_factory, request.param)
+    monkeypatch.setattr(cuda, "NATIVE", stand_in)
+    monkeypatch.setattr(targets, "of_device", lambda device: targets.KNOWN[request.param])
+    return stand_in

@@ -1,0 +1,80 @@
+"""The real csrc/stem.cu on the CPU against float64, by DESIGN section 6."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from effv2_kernels import cuda
+from tests.cuda_host.checks import check
+from tests.cuda_host.native import Native
+from tests.cuda_host.runner import DTYPES
+from tests.ops.cases import Geometry, arguments, ordered, plain
+from tests.support import assert_as_close_as_pytorch
+
+GEOMETRIES = {
+    "one pixel": Geometry((1, 1), (3, 3), (2, 2), (1, 1, 1, 1)),
+    "7x7": Geometry((7, 7), (3, 3), (2, 2), (1, 1, 1, 1)),
+    "7x7 SAME": Geometry((7, 7), (3, 3), (2, 2), ()),
+    "aligned lines": Geometry((20, 136), (3, 3), (2, 2), (1, 1, 1, 1)),
+    "aligned lines SAME": Geometry((18, 80), (3, 3), (2, 2), ()),
+    "38x75 SAME": Geometry((38, 75), (3, 3), (2, 2), ()),
+    "valid": Geometry((9, 68), (3, 3), (2, 2)),
+    "wide padding": Geometry((3, 8), (3, 3), (2, 2), (4, 0, 5, 21)),
+}
+
+
+def checked(native: Native, geometry: Geometry, **options: Any) -> None:
+    check(cuda.stem, "stem", geometry, **{"batch": 1, "channels": (3, 24), **options})
+    assert native.calls == ["stem"]
+    native.calls.clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_windows(native: Native, name: str, layout: str, dtype: torch.dtype) -> None:
+    seed = list(GEOMETRIES).index(name)
+    options = {"layout": layout, "dtype": dtype, "batch": 1 + seed % 3, "seed": seed}
+    checked(native, GEOMETRIES[name], **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 20, 32, 67])
+def test_channels(native: Native, channels: int, dtype: torch.dtype) -> None:
+    options = {"channels": (3, channels), "dtype": dtype, "bias_dtype": torch.float32}
+    checked(native, GEOMETRIES["7x7 SAME"], layout="contiguous", **options)
+
+
+@pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_casts_the_image(native: Native, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    """The result is at least as close as that of an image which was rounded first."""
+    for layout in ("contiguous", "channels_last"):
+        args = arguments("stem", GEOMETRIES["aligned lines"], dtype=dtype, channels=(3, 24))
+        args["x"] = args["x"].to(x_dtype)
+        if layout == "channels_last":
+            args["x"] = args["x"].contiguous(memory_format=torch.channels_last)
+        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+        found = cuda.stem(*ordered("stem", args))
+        assert found.dtype == dtype
+        assert_as_close_as_pytorch(found, plain("stem", args)[0], plain("stem", wide)[0])
+
+
+@pytest.mark.parametrize("act", ["none", "silu", "relu", "relu6", "hardswish", "gelu"])
+def test_activations(native: Native, act: str) -> None:
+    for dtype in DTYPES:
+        checked(native, GEOMETRIES["7x7"], act=act, dtype=dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_unaligned_pointers(native: Native, layout: str) -> None:
+    for native.offset in (1, 4):
+        for dtype in DTYPES:
+            checked(native, GEOMETRIES["aligned lines"], layout=layout, dtype=dtype)
+
+
+def test_other_strides_are_copied(native: Native) -> None:
+    checked(native, GEOMETRIES["7x7"], layout="sliced")

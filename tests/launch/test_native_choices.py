@@ -1,0 +1,139 @@
+"""The launch choices of the native kernels: within the limits of every GPU, for every shape that
+the models have, and sensible where the right answer is plain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from effv2_kernels.launch import depthwise, expand_depthwise
+from effv2_kernels.launch.expand_depthwise import ExpandDepthwiseLaunch, Problem
+from effv2_kernels.launch.targets import KNOWN
+from python_ref.variants import find
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def problems(name: str, n: int, dtype: torch.dtype) -> Iterator[Problem]:
+    """Every distinct expand + depthwise of a network, at its evaluation size."""
+    variant = find(name)
+    side, into = -(-variant.eval_size // 2), variant.stem
+    seen = set()
+    for stage in variant.stages:
+        for layer in range(stage.layers):
+            stride = stage.stride if layer == 0 else 1
+            out = -(-side // stride)
+            key = (into, stride, side)
+            if stage.kind == "mbconv" and key not in seen:
+                seen.add(key)
+                size = (side, side), (out, out)
+                yield Problem(n, into, into * stage.expand, *size, stage.kernel, stride, dtype)
+            side, into = out, stage.channels
+
+
+@pytest.mark.parametrize("target", KNOWN)
+@pytest.mark.parametrize("name", ["s", "m", "l", "v1_b7"])
+def test_depthwise_is_within_the_limits(name: str, target: str) -> None:
+    for n in (1, 32, 1024):
+        for problem in problems(name, n, torch.bfloat16):
+            for dtype in DTYPES:
+                for squeeze in (False, True):
+                    shape = n, problem.channels, problem.out_size
+                    window = problem.kernel, problem.stride
+                    found = depthwise.choose(*shape, *window, dtype, squeeze, KNOWN[target])
+                    check_depthwise(found, problem, dtype, squeeze, target)
+
+
+def check_depthwise(
+    found: depthwise.DepthwiseLaunch,
+    problem: Problem,
+    dtype: torch.dtype,
+    squeeze: bool,
+    target: str,
+) -> None:
+    assert found.channel_threads * found.strip_threads <= depthwise.THREADS
+    width = depthwise.channels_of_a_thread(problem.channels, problem.kernel, dtype)
+    assert width > 1, "the models' channels fill vectors"
+    # Lanes that share a copy of 16 bytes are in the same row of threads.
+    assert found.channel_threads % (16 // (width * dtype.itemsize)) == 0
+    assert 1 <= found.rows <= problem.out_size[0]
+    assert not found.cluster or (squeeze and found.parts in (2, 4, 8) and target != "sm_80")
+    # No more blocks than have work, but that a cluster is filled up to a power of two.
+    across = -(-problem.out_size[1] // depthwise.columns_of_a_strip(problem.kernel, width))
+    blocks = -(-across * -(-problem.out_size[0] // found.rows) // found.strip_threads)
+    assert found.parts <= blocks or (found.cluster and found.parts < 2 * blocks)
+
+
+@pytest.mark.parametrize("target", KNOWN)
+@pytest.mark.parametrize("name", ["s", "m", "l", "v1_b7"])
+def test_expand_depthwise_is_within_the_limits(name: str, target: str) -> None:
+    limits = KNOWN[target]
+    for n in (1, 64):
+        for problem in problems(name, n, torch.float16):
+            found = expand_depthwise.fused(problem, limits)
+            assert found is not None, "it always fits"
+            clocks, layout = found
+            assert 0 < clocks < float("inf")
+            assert expand_depthwise.shared_bytes(problem, layout) <= limits.shared_per_block
+            assert layout.chunk in (32, 64) and layout.chunks >= 1
+            assert 1 <= layout.rows <= layout.tile_height <= problem.out_size[0]
+            chosen = expand_depthwise.choose(problem, limits)
+            separate = expand_depthwise.separate_clocks(problem, limits)
+            assert chosen == (layout if clocks <= separate else None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": torch.float32},
+        {"in_channels": 20},
+        {"channels": 100},
+        {"kernel": 7},
+        {"stride": 3},
+        {"in_channels": 2048},
+    ],
+    ids=str,
+)
+def test_what_the_fused_kernel_does_not_take(change: dict) -> None:
+    fits = {
+        **{"n": 1, "in_channels": 16, "channels": 64, "size": (8, 8), "out_size": (8, 8)},
+        **{"kernel": 3, "stride": 1, "dtype": torch.float16},
+    }
+    assert expand_depthwise.fused(Problem(**fits), KNOWN["sm_90a"]) is not None
+    assert expand_depthwise.choose(Problem(**(fits | change)), KNOWN["sm_90a"]) is None
+
+
+def test_deep_products_are_left_to_a_matrix_kernel() -> None:
+    """At 512 channels the arithmetic of mma.sync costs more than the traffic that fusing saves."""
+    for target in KNOWN.values():
+        deep = Problem(128, 512, 3072, (15, 15), (15, 15), 3, 1, torch.bfloat16)
+        assert expand_depthwise.choose(deep, target) is None
+
+
+def test_shallow_products_on_large_maps_are_fused() -> None:
+    """There the expanded tensor is nearly all of the traffic."""
+    for target in KNOWN.values():
+        shallow = Problem(128, 64, 256, (48, 48), (24, 24), 3, 2, torch.bfloat16)
+        assert isinstance(expand_depthwise.choose(shallow, target), ExpandDepthwiseLaunch)
+
+
+def test_odd_channels_take_one_channel_a_thread() -> None:
+    found = depthwise.choose(1, 7, (5, 5), 3, 1, torch.float16, True, KNOWN["sm_90a"])
+    assert depthwise.channels_of_a_thread(7, 3, torch.float16) == 1
+    assert found.channel_threads * found.strip_threads <= depthwise.THREADS
+
+
+def test_an_image_alone_is_split_and_many_are_not() -> None:
+    shape = 960, (24, 24), 3, 1, torch.bfloat16, True
+    alone = depthwise.choose(1, *shape, KNOWN["sm_90a"])
+    many = depthwise.choose(256, *shape, KNOWN["sm_90a"])
+    assert alone.cluster and alone.parts in (4, 8)
+    assert many.parts == 1 and not many.cluster
+
+
+def test_without_clusters_a_second_launch_is_weighed() -> None:
+    """sm_80: few images are split all the same where the map is large."""
+    shape = 192, (150, 150), 3, 2, torch.bfloat16, True
+    assert depthwise.choose(1, *shape, KNOWN["sm_80"]).parts > 8
