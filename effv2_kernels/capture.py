@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -53,7 +54,7 @@ class GraphRunner:
     - A changed weight is seen as in a patched model (see "What to know" in the README): the graphs
       are recorded again. What makes a graph wrong altogether, training mode, hooks, modules that
       were replaced, patched or unpatched, lets the model itself run instead; so does a capture that
-      fails. ``reasons`` then says why.
+      fails, until a weight changes. ``reasons`` then says why.
     - All graphs share one memory pool, and run one after the other, whatever streams and threads
       call; a call waits on the GPU, not on the CPU.
     - The 32 kinds of input that came last are kept.
@@ -71,7 +72,10 @@ class GraphRunner:
         # A graph reads the folded weights at their addresses: held here, they stay there.
         self._folded: list[object] = []
         self._lock = threading.Lock()
+        # Graphs share memory only where they share the stream of their capture, too.
+        self._stream: Any = None
         self._pool: Any = None
+        self._failed: set[Hashable] = set()
         self._last: torch.cuda.Event | None = None
 
     def prepare(self, x: Tensor) -> None:
@@ -94,8 +98,10 @@ class GraphRunner:
             self._refuse(key, reason)
             return None
         if not (self._stamp.matches() and all(map(is_, self._contents(), self._folded))):
-            self._graphs.clear()
+            self._forget()
             self._stamp = Stamp(self._leaves, (), sample=False)
+        if key in self._failed:
+            return None
         graph = self._graphs.pop(key, None) or self._record(key, x)
         if graph is not None:
             self._folded = self._contents()
@@ -104,6 +110,13 @@ class GraphRunner:
             while len(self._graphs) > _MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
         return graph
+
+    def _forget(self) -> None:
+        """A pool that was emptied, or in which a capture broke off, cannot be used again."""
+        self._graphs.clear()
+        self._failed.clear()
+        self.reasons.clear()
+        self._pool = self._stream = None
 
     def _not_now(self) -> str:
         if self.model.training:
@@ -119,17 +132,22 @@ class GraphRunner:
         return [cache.contents for cache in self._caches]
 
     def _record(self, key: Hashable, x: Tensor) -> _Graph | None:
-        self._wait()
         # Tensors made in inference mode could not be written to outside of it, where the next call
         # may come from.
-        with _device_of(x), torch.inference_mode(False), torch.no_grad():
+        with _device_of(x), torch.inference_mode(False), torch.no_grad(), _no_cached_casts():
+            self._wait()
             static = torch.empty_like(x).copy_(x)
+            if x.is_cuda and self._stream is None:
+                self._stream = torch.cuda.Stream(x.device)
+                self._pool = torch.cuda.graph_pool_handle()
             try:
-                outputs, replay, self._pool = record(lambda: self.model(static), self._pool)
+                outputs, replay = record(lambda: self.model(static), self._stream, self._pool)
             except RuntimeError as error:  # whatever the model does that no graph can hold
+                self._forget()
+                self._failed.add(key)
                 self._refuse(key, f"the capture failed: {error}")
                 return None
-        self._done(x)
+            self._done(x)
         return _Graph(static, outputs, replay)
 
     def _refuse(self, key: Hashable, reason: str) -> None:
@@ -157,25 +175,36 @@ class GraphRunner:
             self._last.record(torch.cuda.current_stream(x.device))
 
 
-def record(function: Callable[[], Any], pool: Any) -> tuple[Any, Callable[[], None], Any]:
-    """Capture ``function`` on the current device into a CUDA graph that takes its memory from
-    ``pool`` (None: a new one). Returns the outputs that a replay writes, the replay and the pool.
+def record(function: Callable[[], Any], stream: Any, pool: Any) -> tuple[Any, Callable[[], None]]:
+    """Capture ``function`` on ``stream`` of the current device into a CUDA graph that takes its
+    memory from ``pool``. Returns the outputs that a replay writes, and the replay.
 
-    It runs a few times before, on a stream of its own as a capture asks for, so that everything
-    that happens once (compiling, allocating, folding weights) is over by then.
+    It runs a few times before, so that everything that happens once (compiling, allocating, folding
+    weights) is over by then.
     """
-    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    # Within the stream, which a capture that breaks off does not leave by itself.
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             function()
+        # Only this thread's mistakes end this capture: other threads go on using the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            outputs = function()
     torch.cuda.current_stream().wait_stream(stream)
-    pool = pool or torch.cuda.graph_pool_handle()
-    graph = torch.cuda.CUDAGraph()
-    # Only this thread's mistakes end this capture: other threads go on using the GPU meanwhile.
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        outputs = function()
-    return outputs, graph.replay, pool
+    return outputs, graph.replay
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Autocast keeps the weights that it has cast until its context is left. A graph would read
+    them at their addresses long after that; without the cache the casts are part of the graph."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _kind(x: Tensor) -> Hashable:

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import attrgetter, is_, methodcaller
+from itertools import repeat
+from operator import attrgetter, is_, is_not, methodcaller
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,8 @@ DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU
 _TRAINING = attrgetter("training")
 _FORWARD = methodcaller("get", "forward")
 _STATISTICS = methodcaller("get", "running_mean"), methodcaller("get", "running_var")
+# By identity: comparing a tensor with None costs as much as a small kernel.
+_NOTHING = repeat(None)
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
@@ -276,9 +279,13 @@ class Watch:
             and all(map(is_, map(_FORWARD, map(vars, self._children)), self._forwards))
             and list(map(_GEOMETRY, self._convs)) == self._geometry
             and [gelu.approximate for gelu in self._gelus] == self._approximations
-            and not any(None in map(get, self._buffers) for get in _STATISTICS)
+            and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
             and not any(_GLOBAL_HOOKS)
         )
+
+
+def _are_there(values: Iterable[Any]) -> bool:
+    return all(map(is_not, values, _NOTHING))
 
 
 def forward_hooks(module: nn.Module) -> tuple[dict, dict]:

@@ -29,7 +29,7 @@ def model() -> nn.Module:
 @pytest.fixture(autouse=True)
 def no_fall_back():
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", message="effv2_kernels.capture")
         yield
 
 
@@ -51,6 +51,35 @@ def test_a_changed_weight_is_seen(model: nn.Module) -> None:
     after = run(x)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, model(x), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_graph_of_autocast_outlives_its_context(model: nn.Module) -> None:
+    x = torch.randn(2, 3, 64, 64, device="cuda")
+    ek.unpatch(model.stages)  # blocks of both kinds: those that autocast casts for, and ours
+    with torch.autocast("cuda", torch.bfloat16):
+        run = ek.capture(model, x)
+        first = run(x)
+    junk = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]
+    with torch.autocast("cuda", torch.bfloat16):
+        again = run(x)
+    del junk
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_failed_capture_leaves_everything_as_it_was(model: nn.Module) -> None:
+    class Synchronises(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(x.sum())
+
+    x, stream = torch.randn(1, 3, 8, 8, device="cuda"), torch.cuda.current_stream()
+    with pytest.warns(UserWarning, match="the capture failed"):
+        run = ek.capture(Synchronises().eval(), x)
+    assert torch.cuda.current_stream() == stream
+    torch.testing.assert_close(run(x), x * x.sum())
+    graph = ek.capture(model, torch.randn(1, 3, 64, 64, device="cuda"))
+    assert not graph.reasons
 
 
 @torch.no_grad()
