@@ -24,15 +24,35 @@ PAD = 8  # elements by which rows in shared memory are longer
 RESERVED = 1024  # bytes of shared memory that a block costs beside its own
 MOST_IN_CHANNELS = 1024
 SIDES = range(4, 33)  # outputs along a side of a tile, unless it is the whole map
-# Multiply-adds a clock that mma.sync reaches, and bytes a clock of DRAM, of one multiprocessor.
-MMA_RATE = {8: 800, 9: 1300, 10: 1300}
-DRAM_RATE = {8: 12.5, 9: 19.0, 10: 29.0}
-L2_RATE = 48.0
-DENSE_RATE = {8: 850, 9: 2000, 10: 2000}  # of a plain matrix product
+L2_RATE = 48.0  # bytes a clock of one multiprocessor
 LAUNCH_CLOCKS = 4000.0
 EPILOGUE = 10  # instructions for an expanded element, and for an output beside its multiplications
 # How much of the work of the less busy units two blocks cannot hide behind the busiest.
 EXPOSED = 0.25
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Of one multiprocessor, a clock: multiply-adds by mma.sync, as reached, and by what a plain
+    matrix product uses; bytes of DRAM."""
+
+    mma: float
+    dense: float
+    dram: float
+
+
+_RATES = {
+    8: _Rates(800, 850, 12.5),
+    9: _Rates(1300, 2000, 19.0),
+    10: _Rates(1300, 2000, 29.0),
+    12: _Rates(450, 500, 4.5),  # GeForce and workstation cards
+}
+
+
+def _rates(target: Target) -> _Rates:
+    """Of the newest generation in the table that is not newer than the target."""
+    known = [generation for generation in _RATES if generation <= target.capability[0]]
+    return _RATES[max(known, default=min(_RATES))]
 
 
 @dataclass(frozen=True)
@@ -114,13 +134,12 @@ def shared_bytes(problem: Problem, layout: ExpandDepthwiseLaunch) -> int:
 
 def separate_clocks(problem: Problem, target: Target) -> float:
     """conv_bias_act and depthwise_bias_act one after the other."""
-    generation = target.capability[0]
     pixels = problem.n * problem.size[0] * problem.size[1]
     outputs = problem.n * problem.out_size[0] * problem.out_size[1]
     expanded = 2 * pixels * problem.channels
     rate = _memory_rate(expanded, target)
     written = 2 * pixels * problem.in_channels + expanded
-    matrix = pixels * problem.in_channels * problem.channels / DENSE_RATE[generation]
+    matrix = pixels * problem.in_channels * problem.channels / _rates(target).dense
     convolution = max(matrix, written / rate)
     depthwise = (expanded + 2 * outputs * problem.channels) / rate
     return (convolution + depthwise) / target.multiprocessors + LAUNCH_CLOCKS
@@ -128,7 +147,7 @@ def separate_clocks(problem: Problem, target: Target) -> float:
 
 def _memory_rate(bytes_between: int, target: Target) -> float:
     """Bytes a clock and multiprocessor; a tensor that stays in L2 is neither written nor read."""
-    dram = 0.85 * DRAM_RATE[target.capability[0]]
+    dram = 0.85 * _rates(target).dram
     return L2_RATE if 2 * bytes_between < target.l2_bytes else dram
 
 
@@ -165,7 +184,6 @@ def _pixels(problem: Problem, layout: ExpandDepthwiseLaunch) -> tuple[int, float
 
 
 def _clocks(problem: Problem, layout: ExpandDepthwiseLaunch, target: Target) -> float:
-    generation = target.capability[0]
     used = shared_bytes(problem, layout) + RESERVED
     resident = min(BLOCKS, target.shared_per_multiprocessor // used)
     if resident == 0:
@@ -179,7 +197,7 @@ def _clocks(problem: Problem, layout: ExpandDepthwiseLaunch, target: Target) -> 
     pixels = whole / tiles
     padded = -(-pixels // 32) * 32
 
-    matrix = padded * layout.chunk * problem.depth / MMA_RATE[generation]
+    matrix = padded * layout.chunk * problem.depth / _rates(target).mma
     expand_issue = pixels * layout.chunk * EPILOGUE / 128
     width_of_thread = channels_of_a_thread(layout.chunk, problem.kernel, problem.dtype)
     columns = columns_of_a_strip(problem.kernel, width_of_thread)

@@ -4,6 +4,7 @@ the models have, and sensible where the right answer is plain."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,21 @@ def test_shallow_products_on_large_maps_are_fused() -> None:
     for target in KNOWN.values():
         shallow = Problem(128, 64, 256, (48, 48), (24, 24), 3, 2, torch.bfloat16)
         assert isinstance(expand_depthwise.choose(shallow, target), ExpandDepthwiseLaunch)
+
+
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (11, 0), (12, 0), (13, 0)])
+def test_other_gpus(capability: tuple[int, int]) -> None:
+    """Ones with less shared memory, and ones that nobody knows yet."""
+    shared = {"shared_per_block": 101_376, "shared_per_multiprocessor": 102_400}
+    other = replace(KNOWN["sm_80"], capability=capability, **shared)
+    for problem in problems("s", 32, torch.bfloat16):
+        found = expand_depthwise.fused(problem, other)
+        if found is not None:
+            assert expand_depthwise.shared_bytes(problem, found[1]) <= other.shared_per_block
+        expand_depthwise.choose(problem, other)
+        shape = 32, problem.channels, problem.out_size, problem.kernel, problem.stride
+        layout = depthwise.choose(*shape, torch.bfloat16, True, other)
+        assert not layout.cluster or capability >= (9, 0)
 
 
 def test_odd_channels_take_one_channel_a_thread() -> None:
