@@ -112,7 +112,8 @@ def _launch(
     device: int,
 ) -> None:
     values = tuple(constants.values())
-    key = (kernel, device, warps, stages, values, *map(_specialised, arguments))
+    # By identity: a kernel lives as long as its module, and hashing it takes a lock.
+    key = (id(kernel), device, warps, stages, values, *map(_specialised, arguments))
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[grid](*arguments, **constants, **options(warps, stages))
@@ -134,7 +135,7 @@ def keep(instance: Instance, compiled: Any, device: int) -> None:
         (_DTYPES[kind], True) if kind in _DTYPES else kind is None for kind in instance.types
     )
     compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
-    key = (kernel, device, instance.warps, instance.stages, values, *specialised)
+    key = (id(kernel), device, instance.warps, instance.stages, values, *specialised)
     _COMPILED.setdefault(key, compiled)
 
 
