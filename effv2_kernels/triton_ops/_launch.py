@@ -112,7 +112,8 @@ def _launch(
     device: int,
 ) -> None:
     values = tuple(constants.values())
-    key = (kernel, device, warps, stages, values, *map(_specialised, arguments))
+    # By identity: a kernel lives as long as its module, and hashing it takes a lock.
+    key = (id(kernel), device, warps, stages, values, *map(_specialised, arguments))
     compiled = _COMPILED.get(key)
     if compiled is None:
         _COMPILED[key] = kernel[grid](*arguments, **constants, **options(warps, stages))
@@ -131,17 +132,19 @@ def keep(instance: Instance, compiled: Any, device: int) -> None:
     kernel = getattr(importlib.import_module(instance.module), instance.kernel)
     values = tuple(value for _, value in instance.constants)
     specialised = (
-        (_DTYPES[kind], True) if kind in _DTYPES else kind is None for kind in instance.types
+        (_DTYPES[kind], True) if kind in _DTYPES else None if kind is None else int
+        for kind in instance.types
     )
     compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
-    key = (kernel, device, instance.warps, instance.stages, values, *specialised)
+    key = (id(kernel), device, instance.warps, instance.stages, values, *specialised)
     _COMPILED.setdefault(key, compiled)
 
 
 def _specialised(argument: Tensor | int | None) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument is None
+    """None, or a number's type: most arguments are numbers, of whose values nothing depends."""
+    if argument is None or isinstance(argument, int):
+        return None if argument is None else int
+    return argument.dtype, argument.data_ptr() % 16 == 0
 
 
 def _instance(

@@ -128,6 +128,7 @@ def test_one_clear_error(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@torch.no_grad()
 def test_float64_runs_through_aten(op: str) -> None:
     args = ordered(op, arguments(op, dtype=torch.float64))
     found = getattr(torch.ops.effv2_triton, op)(*args)
