@@ -188,6 +188,8 @@ def test_pickle_is_patched_and_independent(how, small_model, image):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
 def test_to_another_dtype_and_back(dtype, small_model, image):
+    # In 16 bits the errors of a few logits are a throw of dice, for PyTorch as for us: many images.
+    image = torch.randn(16, *image.shape[1:], generator=torch.Generator().manual_seed(2))
     warm(small_model, image)
     plain = copy.deepcopy(small_model)
     ek.unpatch(plain)
