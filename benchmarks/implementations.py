@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -37,6 +37,16 @@ class NotAvailable(Exception):
     """An implementation that cannot run this case, with the reason."""
 
 
+def known(names: Sequence[str], those: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises ValueError for one that is not among ``those``."""
+    unknown = sorted(set(names) - set(those))
+    if unknown:
+        raise ValueError(
+            f"--impl: unknown here are {', '.join(unknown)}; known: {', '.join(those)}"
+        )
+    return tuple(dict.fromkeys(names))
+
+
 def precision(dtype: str, device: torch.device) -> tuple[torch.dtype, AbstractContextManager]:
     """The dtype of weights and images, and the context to run in: "autocast_bfloat16" keeps both in
     float32."""
@@ -52,8 +62,6 @@ def inference(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tenso
     Build it outside of ``torch.inference_mode``: weights that are made within have no version
     counters, and nothing could be cached. Raises NotAvailable.
     """
-    if name not in INFERENCE:
-        raise ValueError(f"unknown implementation {name!r}; known are {', '.join(INFERENCE)}")
     if name == "eager_nchw":
         return lambda: model(images)
     nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -61,7 +69,6 @@ def inference(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tenso
     if name == "eager_nhwc":
         return lambda: nhwc(images)
     if name in _MODES:
-        torch._dynamo.reset()  # each case is compiled for its own shape, as a user's would be
         compiled = torch.compile(nhwc, dynamic=False, **_MODES[name])
         return lambda: compiled(images)
     patched(nhwc)
@@ -75,14 +82,11 @@ def inference(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tenso
 
 def training(name: str, model: nn.Module) -> nn.Module:
     """A copy of the model to be trained the named way. Raises NotAvailable."""
-    if name not in TRAINING:
-        raise ValueError(f"unknown implementation {name!r}; known are {', '.join(TRAINING)}")
     model = copy.deepcopy(model).train()
     if name == "eager_nchw":
         return model
     model = model.to(memory_format=torch.channels_last)
     if name == "compile_default":
-        torch._dynamo.reset()
         return torch.compile(model, dynamic=False)  # type: ignore[return-value]
     if name == "effv2":
         patched(model)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from effv2_kernels.cli.networks import NetworkError
 from effv2_kernels.cli.timing import (
     Quantiles,
     interleaved,
@@ -20,6 +23,9 @@ from effv2_kernels.cli.timing import (
 )
 
 from .implementations import NotAvailable
+from .options import Options
+from .quiet import MachineBusy
+from .results import Row
 from .timing import WrongOutput
 
 Call = Callable[[], object]
@@ -50,6 +56,24 @@ class Timed:
                     yield name, baseline, ratio
 
 
+def case(what: str, options: Options, measure: Callable[[], Iterable[Row]]) -> list[Row]:
+    """The rows of one case, if there is time for it. Whatever goes wrong in it, but arguments that
+    make no sense, is shown, counted as a failure, and ends this case only."""
+    if not options.budget.allows(what):
+        return []
+    torch._dynamo.reset()  # each case is compiled for its own shape, as a user's would be
+    try:
+        return list(measure())
+    except (ValueError, NetworkError, MachineBusy):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        options.failures.append(f"{what}: {type(error).__name__}: {error}")
+        return []
+    finally:
+        _free()
+
+
 def build(
     names: Sequence[str], make: Callable[[str], C], what: str, failures: list[str]
 ) -> dict[str, C]:
@@ -60,26 +84,36 @@ def build(
     """
     calls: dict[str, C] = {}
     for name in names:
+        reason = ""
         try:
             call = make(name)
             call()
             calls[name] = call
         except WrongOutput as wrong:
-            print(f"{wrong} ({what})", file=sys.stderr)
+            reason = str(wrong)
             failures.append(f"{wrong} ({what})")
-        except NotAvailable as reason:
+        except NotAvailable as why:
+            reason = str(why)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if reason:
             print(f"not measured: {name}, {what}: {reason}", file=sys.stderr)
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-            text = " ".join(str(error).split())[:300]
-            print(f"not measured: {name}, {what}: {type(error).__name__}: {text}", file=sys.stderr)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _free()
     return calls
+
+
+def _free() -> None:
+    """What a failure, or a patched model (it holds itself), leaves behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def times(calls: Mapping[str, Call], device: torch.device, rounds: int) -> Timed:
     """Every implementation in every round, in an order that rotates. A call shorter than 20 ms is
     repeated until that long, so that launches follow each other as they do in use."""
+    if not calls:
+        return Timed({})
     repeats = {name: _repeats(call, device) for name, call in calls.items()}
     looped = {name: _loop(call, repeats[name]) for name, call in calls.items()}
     found = interleaved(looped, rounds, device)
@@ -88,6 +122,8 @@ def times(calls: Mapping[str, Call], device: torch.device, rounds: int) -> Timed
 
 def latencies(calls: Mapping[str, Call], device: torch.device, rounds: int) -> Timed:
     """As ``times``, each call on its own, from an idle device to an idle device."""
+    if not calls:
+        return Timed({})
     for call in calls.values():
         for _ in range(3):
             call()

@@ -44,11 +44,13 @@ def gains(rows: list[Row]) -> str:
 
 
 def placement(rows: list[Row]) -> str:
-    """Table 3 of the paper: what we count beside what it prints."""
+    """Table 3 of the paper: what we count and measure beside what it prints."""
     found = [r for r in rows if r.suite == "placement"]
-    lines = []
+    measured = [r for r in found if _on_gpu(r)]
+    runs = list(dict.fromkeys((r.gpu, r.batch, r.dtype) for r in measured))
+    counted = []
     for case in dict.fromkeys(r.case for r in found):
-        cells = {f"{r.impl} {r.metric}": r for r in found if r.case == case}
+        cells = {f"{r.impl} {r.metric}": r for r in found if r.case == case and not _on_gpu(r)}
         line = [case.removeprefix("B4, ")]
         for metric in ("parameters", "multiply_adds"):
             line += [
@@ -56,15 +58,33 @@ def placement(rows: list[Row]) -> str:
                 _value(cells.get(f"paper {metric}"), "{:.1f}"),
                 _percent(cells.get(f"python_ref {metric}_over_paper")),
             ]
-        on_gpu = {key: row for key, row in cells.items() if _on_gpu(row)}
-        line.append(_value(on_gpu.get("eager_nhwc inference_throughput"), "{:.0f}"))
-        line.append(_value(on_gpu.get("effv2 inference_throughput"), "{:.0f}"))
-        lines.append(line)
+        line.append(_value(cells.get("paper inference_throughput"), "{:.0f}"))
+        line.append(_value(cells.get("paper training_throughput"), "{:.0f}"))
+        counted.append(line)
     header = (
         "Fused-MBConv in", "parameters, M", "paper", "difference", "multiply-adds, G", "paper",
-        "difference", "images/s, eager", "images/s, patched",
+        "difference", "paper: images/s on a V100", "paper: trained on a TPU core",
     )  # fmt: skip
-    return _table(header, lines)
+    parts = [_table(header, counted)]
+    for gpu, batch, dtype in runs:
+        lines = []
+        for case in dict.fromkeys(r.case for r in measured):
+            cells = {
+                f"{r.impl} {r.metric}": r
+                for r in measured
+                if (r.case, r.gpu, r.batch, r.dtype) == (case, gpu, batch, dtype)
+            }
+            values = [
+                _value(cells.get(f"{impl} {what}_throughput"), "{:.0f}")
+                for what in ("inference", "training")
+                for impl in ("eager_nhwc", "effv2")
+            ]
+            lines.append((case.removeprefix("B4, "), *values))
+        header = ("Fused-MBConv in", "images/s, eager", "patched", "trained, eager", "patched")
+        parts.append(f"{gpu}, batch {batch}, {dtype}:\n\n{_table(header, lines)}")
+    if not runs:
+        parts.append(f"Throughput on a GPU: {NOT_MEASURED}.")
+    return "\n\n".join(parts)
 
 
 def headline(rows: list[Row]) -> str:
@@ -171,7 +191,7 @@ def operators(rows: list[Row]) -> str:
 
 def kernels(rows: list[Row]) -> str:
     """What the compilers say, the worst instance of each kernel and architecture."""
-    found = [r for r in rows if r.suite in ("cuda", "triton")]
+    found = [r for r in rows if r.suite in ("cuda", "triton") and r.gpu.startswith("sm_")]
     lines = []
     for suite, name, gpu in dict.fromkeys((r.suite, _kernel(r), r.gpu) for r in found):
         mine = [r for r in found if (r.suite, _kernel(r), r.gpu) == (suite, name, gpu)]
@@ -180,16 +200,17 @@ def kernels(rows: list[Row]) -> str:
             values = [float(r.value) for r in mine if r.metric == metric]
             return f"{pick(values):g}" if values else "-"
 
+        tensor = "mma_instructions" if suite == "cuda" else "tensor_core_instructions"
         lines.append(
             (
                 name,
-                suite,
+                "CUDA" if suite == "cuda" else "Triton",
                 gpu,
                 str(len({r.case for r in mine})),
                 most("registers"),
                 most("spill_bytes"),
                 most("shared_bytes"),
-                most("tensor_core_instructions", min),
+                most(tensor, min),
             )
         )
     header = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -89,7 +90,7 @@ def environment(device: torch.device) -> Environment:
         gpu=device_name(device),
         torch=torch.__version__,
         triton=version_of("triton"),
-        driver=driver_version() if on_gpu else "none",
+        driver=_driver() if on_gpu else "none",
         commit=_commit(),
         date=datetime.date.today().isoformat(),
     )
@@ -167,12 +168,20 @@ def upsert(path: Path, rows: Iterable[Row]) -> None:
     merged = {old.key: old for old in read(path)}
     merged.update((new.key, new) for new in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    written = path.with_suffix(".part")  # a run that is killed meanwhile loses nothing
+    with written.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(entry) for entry in merged.values())
+    written.replace(path)
 
 
+@functools.cache
+def _driver() -> str:
+    return driver_version()
+
+
+@functools.cache
 def _commit() -> str:
     """The commit that is measured, with "-dirty" where tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

@@ -27,7 +27,7 @@ from .. import results
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = ROOT / "build" / "native"
-SUITE = "static"
+SUITE = "cuda"
 MODELS = ("s", "m", "l", "v1_b7")
 DTYPES = {
     "float": torch.float32,

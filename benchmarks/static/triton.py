@@ -157,7 +157,7 @@ def _row(
     where: Environment, case: str, metric: str, value: str, unit: str, dtype: str, gpu: str
 ) -> Row:
     return Row(
-        suite="static",
+        suite="triton",
         case=case,
         impl="effv2",
         metric=metric,

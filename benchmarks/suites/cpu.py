@@ -8,15 +8,16 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from effv2_kernels.cli.timing import paired_ratio, quantiles
 
-from .. import implementations, results, timing
+from .. import implementations, measure, results, timing
 from ..catalogue import Entry, find
-from ..implementations import EAGER
+from ..implementations import EAGER, INFERENCE
 from ..options import Options
 from ..quiet import Monitor
 from ..results import Row
@@ -39,21 +40,20 @@ def cpu(options: Options) -> Iterator[list[Row]]:
             for dtype in options.dtype or ("float32", "bfloat16"):
                 for batch in options.batch or (1, 8):
                     title = f"{entry.title}, batch {batch}, {dtype}"
-                    if options.budget.allows(title):
-                        shape = batch, 3, resolution, resolution
-                        images = torch.randn(shape, generator=draw)
-                        print(f"{title}: checking, then timing", file=sys.stderr)
-                        yield list(_rows(entry, model, images, dtype, options))
+                    images = torch.randn(batch, 3, resolution, resolution, generator=draw)
+                    rows = partial(_rows, entry, model, images, dtype, options)
+                    yield measure.case(title, options, rows)
 
 
 def _rows(
     entry: Entry, model: nn.Module, images: Tensor, dtype: str, options: Options
 ) -> Iterator[Row]:
     kind, context = implementations.precision(dtype, _CPU)
+    print(f"{entry.title}: checking, then timing", file=sys.stderr)
     with torch.inference_mode():
         reference = copy.deepcopy(model).double()(images.double())
     model, images = copy.deepcopy(model).to(kind), images.to(kind)
-    names = dict.fromkeys((EAGER, *(options.impl or DEFAULT_IMPLS)))
+    names = implementations.known((EAGER, *(options.impl or DEFAULT_IMPLS)), INFERENCE)
     calls = {name: implementations.inference(name, model, images) for name in names}
     monitor = Monitor() if options.quiet else None
     hurried = options.budget.left() < math.inf

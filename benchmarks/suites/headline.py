@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -46,10 +47,9 @@ def headline(options: Options) -> Iterator[list[Row]]:
     for names in pairs:
         ours, other = (find(name) for name in names)
         title = f"{ours.title} against {other.title}"
-        if options.budget.allows(f"inference of {title}"):
-            yield _compare("inference", _inference(ours, other, dtype, options), dtype, options)
-        if options.budget.allows(f"training of {title}"):
-            yield _compare("training", _training(ours, other, dtype, options), dtype, options)
+        for what, race in (("inference", _inference), ("training", _training)):
+            rows = partial(_compare, what, race, ours, other, dtype, options)
+            yield measure.case(f"{what} of {title}", options, rows)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ def _inference(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race
 
 def _training(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race:
     batch = (options.batch or ((16,) if options.on_gpu else (2,)))[0]
-    dtype = f"autocast_{dtype}" if options.on_gpu and dtype != "float32" else dtype
     steps = {}
     for entry in (other, ours):
         resolution = entry.train_resolution if options.on_gpu else 64
@@ -101,7 +100,16 @@ def _training(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race:
     return _Race(ours, other, batch, timed)
 
 
-def _compare(what: str, race: _Race, dtype: str, options: Options) -> list[Row]:
+def _compare(
+    what: str,
+    run: Callable[[Entry, Entry, str, Options], _Race],
+    ours: Entry,
+    other: Entry,
+    dtype: str,
+    options: Options,
+) -> list[Row]:
+    dtype = training.trained_in(dtype, options) if what == "training" else dtype
+    race = run(ours, other, dtype, options)
     make = results.maker(
         options.device,
         suite="headline",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,12 @@ _ON_CPU = ("eager_nchw", "eager_nhwc", "effv2")
 def models(options: Options) -> Iterator[list[Row]]:
     """Throughput, over batches."""
     batches = options.batch or ((128, 32, 8, 1, 256) if options.on_gpu else (2,))
-    for entry, batch, dtype in _cases(options, batches, (*OURS, *PEERS)):
-        yield _rows("models", entry, batch, dtype, options)
+    yield from _cases("models", options, batches, (*OURS, *PEERS))
 
 
 def latency(options: Options) -> Iterator[list[Row]]:
     """One image, from an idle device to an idle device."""
-    for entry, batch, dtype in _cases(options, options.batch or (1,), OURS):
-        yield _rows("latency", entry, batch, dtype, options)
+    yield from _cases("latency", options, options.batch or (1,), OURS)
 
 
 def prepared(entry: Entry, resolution: int, device: torch.device) -> nn.Module:
@@ -103,16 +102,17 @@ def checked(call: Callable[[], Tensor], reference: Tensor, allowed: float, what:
 
 
 def _cases(
-    options: Options, batches: tuple[int, ...], known: tuple[str, ...]
-) -> Iterator[tuple[Entry, int, str]]:
+    suite: str, options: Options, batches: tuple[int, ...], known: tuple[str, ...]
+) -> Iterator[list[Row]]:
+    implementations.known(options.impl, INFERENCE)
     names = options.models or (known if options.on_gpu else ("efficientnetv2_b0",))
     dtypes = options.dtype or (("bfloat16",) if options.on_gpu else ("float32",))
     # The batches of all networks before the next batch: what a short budget reaches is then even.
     for dtype in dtypes:
         for batch in batches:
             for entry in (find(name, options.library) for name in names):
-                if options.budget.allows(f"{entry.title}, batch {batch}, {dtype}"):
-                    yield entry, batch, dtype
+                rows = partial(_rows, suite, entry, batch, dtype, options)
+                yield measure.case(f"{suite} {entry.title}, {batch}, {dtype}", options, rows)
 
 
 def _rows(suite: str, entry: Entry, batch: int, dtype: str, options: Options) -> list[Row]:

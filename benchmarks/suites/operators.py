@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ import python_ref
 from effv2_kernels.cli.agreement import acceptable, relative_error
 from effv2_kernels.inference import DISPATCHED
 
-from .. import ceilings, measure, results
+from .. import ceilings, implementations, measure, results
 from ..catalogue import find
 from ..measure import Timed
 from ..ops import plain
 from ..ops.cases import Case, first_and_last, of_blocks, of_text
 from ..ops.rotation import Rotation, sets_needed
 from ..options import Options
-from ..placed import blocks_of
+from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import seconds
 from ..timing import WrongOutput
@@ -38,9 +39,9 @@ def run(suite: str, options: Options) -> Iterator[list[Row]]:
             raise ValueError(f"--dtype {dtype}: an operator is measured in one dtype")
         for case in cases(suite, options):
             for batch in options.batch or ((1, 128) if options.on_gpu else (1,)):
-                if not options.budget.allows(f"{suite}, {case.name}, batch {batch}, {dtype}"):
-                    return
-                yield _case(suite, case, batch, dtype, options)
+                what = f"{suite} {case.name}, batch {batch}, {dtype}"
+                rows = partial(_case, suite, case, batch, dtype, options)
+                yield measure.case(what, options, rows)
 
 
 def cases(suite: str, options: Options) -> list[Case]:
@@ -50,8 +51,14 @@ def cases(suite: str, options: Options) -> list[Case]:
     names = options.models or (NETWORKS if options.on_gpu else ("efficientnetv2_b0",))
     for name in names:
         resolution = options.resolution or (find(name).resolution if options.on_gpu else 64)
-        found += blocks_of(python_ref.create(name), resolution)
+        found += _blocks(name, resolution)
     return of_blocks(suite, found)
+
+
+@cache
+def _blocks(name: str, resolution: int) -> list[Placed]:
+    with torch.device("meta"):
+        return blocks_of(python_ref.create(name), resolution)
 
 
 def implementation(name: str, case: Case) -> Callable[..., Any]:
@@ -61,7 +68,6 @@ def implementation(name: str, case: Case) -> Callable[..., Any]:
         return expression
     if name == "effv2":
         return getattr(DISPATCHED, case.op).default
-    torch._dynamo.reset()
     mode = "max-autotune-no-cudagraphs" if name == "compile_max_autotune" else None
     return torch.compile(expression, dynamic=False, mode=mode)
 
@@ -93,6 +99,7 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
 
 def _case(suite: str, case: Case, batch: int, dtype: str, options: Options) -> list[Row]:
     device, kind = options.device, getattr(torch, dtype)
+    ceiling = ceilings.measure(device, kind)  # before there is anything else in memory
     random = torch.Generator(device).manual_seed(0)
     work = case.kernel(batch, kind.itemsize)
     nhwc = [case.draw(batch, kind, device, random) for _ in range(sets_needed(work.bytes, device))]
@@ -110,7 +117,7 @@ def _case(suite: str, case: Case, batch: int, dtype: str, options: Options) -> l
         timed = measure.times(calls, device, rounds)
     counts = {name: call.count for name, call in calls.items()}
     each = Timed({n: [s / counts[n] for s in found] for n, found in timed.seconds.items()})
-    floor = seconds(work, ceilings.measure(device, kind))
+    floor = seconds(work, ceiling)
     row = results.maker(device, suite=suite, case=case.name, batch=batch, resolution=0, dtype=dtype)
     rows = []
     for name in each.seconds:
@@ -128,14 +135,9 @@ def _flops(work: Any) -> float:
 
 
 def _names(options: Options) -> tuple[str, ...]:
-    if options.impl:
-        unknown = set(options.impl) - set(IMPLS)
-        if unknown:
-            raise ValueError(f"--impl: operators have no {', '.join(sorted(unknown))}")
-        return options.impl
-    return ("eager_nchw", "eager_nhwc", "compile_default", "effv2") if options.on_gpu else (
-        "eager_nchw", "eager_nhwc", "effv2"
-    )  # fmt: skip
+    on_gpu = "eager_nchw", "eager_nhwc", "compile_default", "effv2"
+    default = on_gpu if options.on_gpu else ("eager_nchw", "eager_nhwc", "effv2")
+    return implementations.known(options.impl or default, IMPLS)
 
 
 def _contiguous(arguments: tuple) -> tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,10 +53,9 @@ def placement(options: Options) -> Iterator[list[Row]]:
     batch = (options.batch or ((128,) if options.on_gpu else (2,)))[0]
     for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
         for paper, reading in _cases():
-            title = _title(paper, reading)
-            if options.budget.allows(f"{title}, batch {batch}, {dtype}"):
-                yield _inference(paper, reading, resolution, batch, dtype, options)
-                yield _training(paper, reading, resolution, batch, dtype, options)
+            for what, rows in (("inference", _inference), ("training", _training)):
+                some = partial(rows, paper, reading, resolution, batch, dtype, options)
+                yield measure.case(f"{what} of {_title(paper, reading)}, {dtype}", options, some)
 
 
 def static_rows(paper: Paper, reading: str) -> Iterator[Row]:
@@ -72,6 +72,9 @@ def static_rows(paper: Paper, reading: str) -> Iterator[Row]:
         yield make("python_ref", metric, unit, found)
         yield make("paper", metric, unit, printed)
         yield make("python_ref", f"{metric}_over_paper", "", found / printed)
+    yield make("paper", "inference_throughput", "images/s on a V100", paper.v100)
+    yield make("paper", "training_throughput", "images/s on a TPU core", paper.tpu)
+    yield make("paper", "top1", "%", paper.top1)
 
 
 def create(paper: Paper, reading: str) -> python_ref.EfficientNet:
@@ -117,7 +120,7 @@ def _training(
 ) -> list[Row]:
     device = options.device
     batch = min(batch, 32)
-    dtype = f"autocast_{dtype}" if options.on_gpu and dtype != "float32" else dtype
+    dtype = training.trained_in(dtype, options)
     model = create(paper, reading)
 
     def make(name: str) -> training.Step:

@@ -4,25 +4,28 @@ compiled, fused and on chip; the floors; and, on the device at hand, what it tak
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from effv2_kernels.cli import networks as built
-from effv2_kernels.cli.agreement import acceptable, relative_error
+from effv2_kernels.cli.agreement import relative_error
 from effv2_kernels.cli.timing import quantiles
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
+from ..ops.cases import first_and_last
+from ..ops.rotation import Rotation
 from ..options import Options
 from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import H200, Ceilings, seconds, total
 from ..roofline.kernels import LEVELS, Level
 from ..roofline.training import TRAINING
-from ..timing import WrongOutput
+from . import networks
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
 #: The way of counting that an implementation is compared with.
@@ -31,6 +34,8 @@ FLOOR_OF = {"eager_nhwc": "eager", "compile_default": "compiled", "effv2": "on_c
 
 def roofline(options: Options) -> Iterator[list[Row]]:
     """Totals and floors of every network first, since they cost nothing; then times."""
+    if any(dtype.startswith("autocast") for dtype in options.dtype):
+        raise ValueError("--dtype: a block is measured in one dtype, not under autocast")
     names = options.models or NETWORKS
     library = options.library or "python_ref"
     for name in names:
@@ -48,7 +53,7 @@ def roofline(options: Options) -> Iterator[list[Row]]:
                 if options.budget.allows(f"blocks of {entry.title}, batch {batch}, {dtype}"):
                     model = built.build(entry.name, library).model
                     case = f"{library} {entry.name}"
-                    yield _measured(case, model, resolution, batch, dtype, options)
+                    yield from _measured(case, model, resolution, batch, dtype, options)
 
 
 def static_rows(
@@ -103,104 +108,81 @@ def _group_title(case: str, group: list[Placed]) -> str:
 
 def _measured(
     case: str, model: nn.Module, resolution: int, batch: int, dtype: str, options: Options
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """Times of each distinct block alone, times the number of such blocks, next to its floor."""
-    device, kind = options.device, getattr(torch, dtype)
-    ceiling = ceilings.measure(device, kind)
-    random = torch.Generator(device).manual_seed(0)
-    model = model.to(device)
-    noise = torch.randn(4, 3, resolution, resolution, generator=random, device=device)
-    built.calibrate(model, [noise])
+    kind = getattr(torch, dtype)
+    random = torch.Generator(options.device).manual_seed(0)
+    model = model.to(options.device)
+    shape = 4, 3, resolution, resolution
+    built.calibrate(model, [torch.randn(shape, generator=random, device=options.device)])
     model = model.to(kind).to(memory_format=torch.channels_last)
-    rows: list[Row] = []
+    patched = copy.deepcopy(model)
+    implementations.patched(patched)
     # What compiles comes last: a budget that ends there has measured everything else.
-    names = options.impl or (tuple(FLOOR_OF) if options.on_gpu else ("eager_nhwc", "effv2"))
+    default = tuple(FLOOR_OF) if options.on_gpu else ("eager_nhwc", "effv2")
+    names = implementations.known(options.impl or default, tuple(FLOOR_OF))
     quick = tuple(name for name in names if not name.startswith("compile"))
     for some in (quick, tuple(name for name in names if name not in quick)):
-        for found in groups_of(blocks_of(model, resolution)):
+        for found in groups_of(blocks_of(model, resolution)) if some else ():
             if isinstance(model.get_submodule(found[0].name), nn.Conv2d):
                 continue  # an end of timm's: no module of its own computes it
-            if not some or not options.budget.allows(f"{case}, block {found[0].name}, {some}"):
-                break
-            rows += _block_rows(case, model, found, batch, dtype, some, ceiling, random, options)
-    return rows
+            others = {"effv2": patched}
+            rows = partial(
+                _block_rows, case, model, others, found, resolution, batch, dtype, some, options
+            )
+            what = f"{case}, block {found[0].name}, {', '.join(some)}"
+            yield measure.case(what, options, rows)
 
 
 def _block_rows(
     case: str,
     model: nn.Module,
+    others: dict[str, nn.Module],
     found: list[Placed],
+    resolution: int,
     batch: int,
     dtype: str,
     names: tuple[str, ...],
-    ceiling: Ceilings,
-    random: torch.Generator,
     options: Options,
 ) -> list[Row]:
+    """others: the network as an implementation needs it, where that is not ``model``."""
     device, kind = options.device, getattr(torch, dtype)
+    ceiling = ceilings.measure(device, kind)
     first = found[0]
-    module = model.get_submodule(first.name)
+    random = torch.Generator(device).manual_seed(0)
     x = torch.randn(batch, *first.inputs, generator=random, device=device).to(kind)
     x = x.contiguous(memory_format=torch.channels_last)
-    calls = _block_calls(model, first, module, x, names, options)
-    timed = measure.times(calls, device, options.rounds or (15 if options.on_gpu else 5))
-    make = results.maker(
+    with torch.inference_mode():
+        module = model.get_submodule(first.name)
+        few = first_and_last(x, 2)
+        wide = copy.deepcopy(module).double()(few.double())
+        allowed = relative_error(module(few), wide)
+
+    def make(name: str) -> Rotation:
+        run = others.get(name, model).get_submodule(first.name)
+        if name == "compile_default":
+            run = torch.compile(run, dynamic=False)
+        networks.checked(lambda: run(x), wide, allowed, f"{name}, block {first.name}")
+        return Rotation(run, [(x,)], f"{name}, block {first.name}")
+
+    with torch.inference_mode():
+        calls = measure.build(names, make, first.name, options.failures)
+        timed = measure.times(calls, device, options.rounds or (15 if options.on_gpu else 5))
+    make_row = results.maker(
         device,
         suite="roofline",
         case=_group_title(case, found),
         batch=batch,
-        resolution=options.resolution or 0,
+        resolution=resolution,
         dtype=dtype,
     )
     rows = []
     for name in timed.seconds:
         # A head on its own writes the map that the network only takes the mean of.
-        block = replace(first, role="block")
+        block = replace(first, role="block") if first.role == "head" else first
         kernels = LEVELS[FLOOR_OF[name]].kernels(block, kind.itemsize)
         floor = batch * sum(seconds(kernel, ceiling) for kernel in kernels)
-        rows.append(make(name, "block_us", "us", timed.of(name, 1e6 * len(found))))
-        rows.append(make(name, "floor_us", "us", quantiles([1e6 * floor * len(found)])))
-        rows.append(make(name, "part_of_floor", "", timed.rate(name, floor)))
+        rows.append(make_row(name, "block_us", "us", timed.of(name, 1e6 * len(found))))
+        rows.append(make_row(name, "floor_us", "us", quantiles([1e6 * floor * len(found)])))
+        rows.append(make_row(name, "part_of_floor", "", timed.rate(name, floor)))
     return rows
-
-
-def _block_calls(
-    model: nn.Module,
-    placed: Placed,
-    module: nn.Module,
-    x: Tensor,
-    names: tuple[str, ...],
-    options: Options,
-) -> dict[str, Callable[[], Tensor]]:
-    with torch.inference_mode():
-        wide = copy.deepcopy(module).double()(x[:2].double())
-        allowed = relative_error(module(x[:2]), wide)
-
-    def make(name: str) -> Callable[[], Tensor]:
-        if name not in FLOOR_OF:
-            raise implementations.NotAvailable("the roofline has no floor for it")
-        run = _run(name, model, placed.name)
-
-        def call() -> Tensor:
-            with torch.inference_mode():
-                return run(x)
-
-        error = relative_error(call()[:2], wide)
-        if not acceptable(error, allowed):
-            raise WrongOutput(f"not timed: {name}, block {placed.name}: error {error:.2e}")
-        return call
-
-    return measure.build(names, make, placed.name, options.failures)
-
-
-def _run(name: str, model: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
-    """A block that runs the named way; effv2 patches a copy of the model, since a stem or head is
-    known by its place in it."""
-    if name == "eager_nhwc":
-        return model.get_submodule(path)
-    if name == "compile_default":
-        torch._dynamo.reset()
-        return torch.compile(model.get_submodule(path), dynamic=False)
-    copied = copy.deepcopy(model)
-    implementations.patched(copied)
-    return copied.get_submodule(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -65,29 +66,31 @@ def train(options: Options) -> Iterator[list[Row]]:
     largest power of two that fits eager PyTorch."""
     for entry, dtype in _cases(options):
         resolution = _resolution(entry, options)
-        batches = options.batch or _batches(entry, resolution, dtype, options)
-        for batch in batches:
-            if options.budget.allows(f"training {entry.title}, batch {batch}, {dtype}"):
-                yield _train(entry, resolution, batch, dtype, options)
+        if not options.budget.allows(f"training {entry.title}, {dtype}"):
+            continue
+        for batch in options.batch or _batches(entry, resolution, dtype, options):
+            rows = partial(_train, entry, resolution, batch, dtype, options)
+            yield measure.case(f"training {entry.title}, batch {batch}, {dtype}", options, rows)
 
 
 def memory(options: Options) -> Iterator[list[Row]]:
     """Activations that autograd keeps for the backward, for one image; each storage once."""
     for entry, dtype in _cases(options):
-        resolution = _resolution(entry, options)
-        if not options.budget.allows(f"memory of {entry.title}, {dtype}"):
-            continue
-        batch = (options.batch or (2,))[0]
-        rows = []
-        for name in options.impl or ("eager_nchw", "effv2"):
-            step = make_step(name, trainable(entry), resolution, batch, dtype, options.device)
-            megabytes = kept_for_backward(step) / batch / 1e6
-            rows.append(
-                _row("memory", entry, batch, resolution, dtype, options.device)(
-                    name, "kept_for_backward", "MB/image", quantiles([megabytes])
-                )
-            )
-        yield rows
+        rows = partial(_memory, entry, _resolution(entry, options), dtype, options)
+        yield measure.case(f"memory of {entry.title}, {dtype}", options, rows)
+
+
+def _memory(entry: Entry, resolution: int, dtype: str, options: Options) -> Iterator[Row]:
+    """From the difference of two batches: autocast keeps its casts of the weights, too."""
+    batch = (options.batch or (2,))[0]
+    row = _row("memory", entry, batch, resolution, dtype, options.device)
+    model = trainable(entry)
+    for name in options.impl or ("eager_nchw", "effv2"):
+        more, less = (
+            kept_for_backward(make_step(name, model, resolution, n, dtype, options.device))
+            for n in (2 * batch, batch)
+        )
+        yield row(name, "kept_for_backward", "MB/image", quantiles([(more - less) / batch / 1e6]))
 
 
 def make_step(
@@ -218,11 +221,18 @@ def trainable(entry: Entry) -> nn.Module:
 
 
 def _cases(options: Options) -> Iterator[tuple[Entry, str]]:
+    implementations.known(options.impl, TRAINING)
     names = options.models or (NETWORKS if options.on_gpu else ("efficientnetv2_b0",))
     dtypes = options.dtype or (("autocast_bfloat16",) if options.on_gpu else ("float32",))
     for dtype in dtypes:
         for name in names:
             yield find(name, options.library), dtype
+
+
+def trained_in(dtype: str, options: Options) -> str:
+    """On a GPU 16 bits mean autocast: weights and their updates stay float32."""
+    plain = dtype == "float32" or dtype.startswith("autocast")
+    return f"autocast_{dtype}" if options.on_gpu and not plain else dtype
 
 
 def _resolution(entry: Entry, options: Options) -> int:
@@ -241,15 +251,16 @@ def _batches(entry: Entry, resolution: int, dtype: str, options: Options) -> tup
 
 
 def _largest_batch(entry: Entry, resolution: int, dtype: str, device: torch.device) -> int:
-    """The largest power of two, 512 at most, that a step of eager PyTorch has memory for."""
+    """Half of the largest power of two, 512 at most, that a step of eager PyTorch has room for."""
     batch, model = 512, trainable(entry)
     while batch > 1:
         try:
             make_step("eager_nhwc", model, resolution, batch, dtype, device)()
-            return batch
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            # Half of what one model has room for: all implementations are trained in turn.
+            return max(1, batch // 2)
+        except RuntimeError:  # out of memory, as PyTorch or as cuDNN puts it
             batch //= 2
+        torch.cuda.empty_cache()  # here, where nothing holds the tensors any more
     return 1
 
 
