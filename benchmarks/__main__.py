@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(name, chosen.under(chosen.budget.share(len(names) - done)))
     if everything:
         plots.draw(chosen.folder)
+        plots.draw((chosen.out or results.FOLDER) / "static")
     if chosen.failures:
         print("\nfailed:", *chosen.failures, sep="\n  ", file=sys.stderr)
     return int(bool(chosen.failures))

@@ -82,7 +82,9 @@ def command(arguments: argparse.Namespace) -> int:
             change = f"{entry.old.value} -> {row.value} {row.unit}".rstrip()
             print(f"{entry.verdict or '=':<7}{entry.ratio:6.3f}x  {row.metric}: {change}  ({case})")
     for row in missing:
-        print(f"gone     {row.metric} ({row.suite}, {row.case}, {row.impl}, {row.dtype}, {row.batch})")
+        print(
+            f"gone     {row.metric} ({row.suite}, {row.case}, {row.impl}, {row.dtype}, {row.batch})"
+        )
     counts = {v: sum(m.verdict == v for m in moved) for v in ("better", "worse", "other", "")}
     shown = f"{counts['better']} better, {counts['worse']} worse, {counts['other']} otherwise moved"
     print(f"{shown}, {counts['']} within their spread, {len(missing)} gone")

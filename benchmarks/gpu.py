@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,21 +37,29 @@ def parallel() -> tuple[str, ...]:
 
 
 _TESTS = ("-m", "pytest", "tests/gpu", "-q", *parallel())
-#: The tests that are small enough for a tool that slows every access down.
-_SMALL = ("-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "-k", "small")
+#: Small enough for a tool that slows every access down.
+_SMALL = ("-m", "pytest", "tests/gpu/test_small.py", "-q", "-p", "no:cacheprovider")
+#: Implementations that compile nothing for minutes.
+_QUICK = "--impl eager_nchw eager_nhwc effv2 effv2_graph"
+_COMPILED = "--impl eager_nhwc compile_default compile_reduce_overhead effv2"
+_LARGE = "--models efficientnetv2_m efficientnetv2_l"
+#: Seconds that a step gets at least, as long as the whole run has time.
+_LEAST = 15.0
+_GRACE = 20.0
 
 
 @dataclass(frozen=True)
 class Step:
     """A command of a section: arguments of this Python, those that only suit a GPU (a CPU takes the
-    suites' small sizes), whether it takes a time budget, and whether it says nothing new where
-    sizes are not its own."""
+    suites' small sizes), whether it takes a time budget, the sanitizer to run it under, whether a
+    rehearsal runs it, and whether it is the command that tunes."""
 
     arguments: tuple[str, ...]
     sizes: tuple[str, ...] = ()
     budgeted: bool = True
     sanitizer: str = ""
     rehearsed: bool = True
+    tunes: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,23 @@ def _sanitized(tool: str, rehearsed: bool) -> Step:
 
 
 SECTIONS = (
-    Section("correctness", 4, (Step(_TESTS, budgeted=False),)),
+    Section(
+        "correctness",
+        4,
+        (
+            Step(("-m", "benchmarks.native"), budgeted=False, rehearsed=False),
+            Step(_TESTS, budgeted=False),
+        ),
+    ),
     Section(
         "models",
         8,
         (
-            _suites("models latency roofline", "--models efficientnetv2_s"),
-            _suites("models latency", "--models efficientnetv2_m efficientnetv2_l", False),
+            _suites("models latency", f"--models efficientnetv2_s {_QUICK}"),
+            _suites("roofline", "--models efficientnetv2_s"),
+            _suites("models latency", f"{_LARGE} {_QUICK}", False),
+            _suites("models latency", f"--models efficientnetv2_s {_COMPILED}", False),
+            _suites("models latency", f"{_LARGE} {_COMPILED}", False),
         ),
     ),
     Section(
@@ -100,7 +119,11 @@ SECTIONS = (
             _sanitized("initcheck", False),
         ),
     ),
+    Section("tune", 2, (Step(("-m", "effv2_kernels", "tune"), tunes=True),)),
 )
+_REHEARSED_TUNING = (
+    "--rehearse", "--model", "efficientnetv2_b0", "--sizes", "64", "--batch", "1", "--candidates", "3",
+)  # fmt: skip
 
 
 class Run:
@@ -121,7 +144,9 @@ class Run:
         steps = [s for s in section.steps if s.rehearsed or self.device == "cuda"]
         for done, step in enumerate(steps):
             seconds = max(0.0, end - time.monotonic()) / (len(steps) - done)
-            self.step(section.name, step, seconds)
+            # What an earlier step took too much of is taken from later sections, not from this one.
+            left = max(0.0, self.end - time.monotonic())
+            self.step(section.name, step, max(seconds, min(_LEAST, left)))
 
     def step(self, section: str, step: Step, seconds: float) -> None:
         what = f"{section}: {' '.join([*step.arguments[1:], *step.sizes])}"
@@ -131,40 +156,58 @@ class Run:
             self._failure(f"{what}: not run, for the time is used up")
             return
         command = [sys.executable, *step.arguments, *(step.sizes if self.device == "cuda" else ())]
-        if step.budgeted:
+        if step.tunes:
+            command += ["--output", str(self.folder), "--minutes", f"{seconds / 60:.2f}"]
+            command += [] if self.device == "cuda" else _REHEARSED_TUNING
+        elif step.budgeted:
             command += ["--device", self.device, "--out", str(self.folder)]
             command += ["--time-budget", f"{seconds:.0f}"]
         if step.sanitizer and self.device == "cuda":
-            found = shutil.which("compute-sanitizer")
+            found = _sanitizer()
             if found is None:
-                self._failure(f"{what}: not run, for there is no compute-sanitizer on PATH")
+                self._failure(f"{what}: not run, for there is no compute-sanitizer")
                 return
             options = ["--tool", step.sanitizer, "--error-exitcode", "1"]
             command = [found, *options, "--target-processes", "all", *command]
         began = time.monotonic()
-        # A suite ends by itself, one case after its budget; the limit is for what hangs, and for
-        # tests that would leave no time for the rest.
-        limit = self.end - began if step.budgeted else 2 * seconds
-        status, tail = self._execute(command, max(60.0, limit + 60))
+        # A suite ends by itself, one case after its budget. The limit is for what hangs; the whole
+        # is never long over its time.
+        limit = min(3 * seconds + 60, self.end + _GRACE - began)
+        status, tail = self._execute(command, max(_GRACE, limit), bool(step.sanitizer))
         took = f"{time.monotonic() - began:.0f} s"
         if status == 0:
             self.announce(f"ok      {what} ({took})")
         else:
             self._failure(f"{what}: exit status {status} ({took})\n{tail}")
 
-    def _execute(self, command: Sequence[str], limit: float) -> tuple[int, str]:
+    def pictures(self) -> None:
+        """A picture that cannot be drawn must not end the run."""
+        try:
+            plots.draw(self.folder)
+        except Exception as error:
+            self._failure(f"plots: {type(error).__name__}: {error}")
+
+    def _execute(
+        self, command: Sequence[str], limit: float, sanitized: bool = False
+    ) -> tuple[int, str]:
         """The exit status (124 past the limit), and the end of what was printed."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if sanitized:  # PyTorch's allocator hides a write past the end of a tensor
+            environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         with self.log.open("a") as log:
             log.write(f"\n$ {' '.join(command)}\n")
             log.flush()
             start = log.tell()
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
             try:
-                status = subprocess.run(
-                    command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=limit,
-                    env=environment,
-                ).returncode  # fmt: skip
+                status = process.wait(limit)
             except subprocess.TimeoutExpired:
+                # With all that it started: workers would keep the GPU and its memory.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 status = 124
         printed = self.log.read_text(errors="replace")[start:].splitlines()
         return status, "\n".join(f"        {line}" for line in printed[-12:])
@@ -172,6 +215,13 @@ class Run:
     def _failure(self, text: str) -> None:
         self.failed.append(text.partition("\n")[0])
         self.announce(f"FAILED  {text}")
+
+
+def _sanitizer() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=f"{home}/bin:/usr/local/cuda/bin"
+    )
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -213,7 +263,7 @@ def command(arguments: argparse.Namespace) -> int:
     chosen = [s for s in SECTIONS if not wanted or s.name in wanted]
     for i, section in enumerate(chosen):
         run.section(section, sum(s.share for s in chosen[i:]))
-        plots.draw(folder)
+        run.pictures()
     rows = results.read(folder / "results.csv")
     shown = [r for r in rows if r.metric.startswith("speedup_vs_eager_nhwc")]
     run.announce(text(shown))

@@ -89,6 +89,11 @@ def _tune_arguments(tune: argparse.ArgumentParser) -> None:
     )
     tune.add_argument("--again", action="store_true", help="also what the table has already")
     tune.add_argument("--output", metavar="DIR", help="for the table (default: the package's)")
+    tune.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="no GPU: the cost model's estimates for an H200 in place of times; needs --output",
+    )
 
 
 def _positive(text: str) -> int:

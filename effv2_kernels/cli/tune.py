@@ -22,18 +22,19 @@ from ..launch import selection, tables, targets
 from ..launch.search import Outcome, Progress, search
 from ..launch.selection import Task
 from ..launch.targets import Target
-from .tune_timer import Example, GpuTimer
+from .tune_timer import Estimates, Example, GpuTimer
 
 _BAR = 24
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Tune for the current GPU; returns the exit status."""
-    missing = why_not()
+    missing = why_not(arguments)
     if missing:
         print(f"tune: cannot run here: {missing}", file=sys.stderr)
         return 1
-    target = targets.of_device(torch.device("cuda"))
+    rehearsed = arguments.rehearse
+    target = targets.KNOWN["sm_90a"] if rehearsed else targets.of_device(torch.device("cuda"))
     path = tables.path_of(target.name, Path(arguments.output or tables.FOLDER))
     dtype = getattr(torch, arguments.dtype)
     try:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = search(
             examples,
             target,
-            GpuTimer(examples, target),
+            Estimates(target) if rehearsed else GpuTimer(examples, target),
             path,
             seconds=60 * arguments.minutes,
             most=arguments.candidates,
@@ -56,8 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def why_not() -> str:
+def why_not(arguments: argparse.Namespace) -> str:
     """Why nothing can be measured here, or an empty string."""
+    if arguments.rehearse:
+        # Never into the package's own tables: what is there was measured.
+        return triton_ops.missing() or ("" if arguments.output else "--rehearse needs --output")
     status = effv2_kernels.backends()["triton"]
     if not status.available:
         return status.reason

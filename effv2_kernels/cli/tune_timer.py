@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, triton_ops
+from ..launch.families import FAMILIES
 from ..launch.search import Rejected
 from ..launch.selection import Task, forced
 from ..launch.targets import Target
@@ -95,6 +96,19 @@ class GpuTimer:
                 error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
                 if not error <= _TOLERANCE:
                     raise Rejected(f"a wrong result: off by {error:.1e}")
+
+
+class Estimates:
+    """What the cost model holds for the time: a rehearsal, where there is no GPU."""
+
+    def __init__(self, target: Target):
+        self._target = target
+
+    def prepare(self, task: Task, choices: Sequence[Any]) -> None:
+        """Nothing runs, so nothing is compiled."""
+
+    def measure(self, task: Task, choice: Any) -> float:
+        return FAMILIES[task.kernel].cost(task.shape, choice, task.kind, self._target)
 
 
 def _median_of(graph: torch.cuda.CUDAGraph) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,11 @@ def test_the_whole_rehearsal(tmp_path: Path) -> None:
     suites = {"ceilings", "roofline", "models", "latency", "depthwise", "expand_depthwise", "stem"}
     suites |= {"gate", "conv", "fused_mbconv", "project", "head", "train", "memory", "placement"}
     assert suites | {"headline"} == {row.suite for row in rows}
-    # Few files, since some machines bring few back; every picture among them.
+    # Eight files, since some machines bring no more back; every picture of the device among them.
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     pictures = {"accuracy.png", "blocks.png", "operators.png", "speedup.png"}
-    assert files == {"results.csv", "static/counts.csv", "log.txt", *pictures}
+    table = "nvidia_h200.json"  # for which tuning was rehearsed
+    assert files == {"results.csv", "static/counts.csv", "log.txt", table, *pictures}
 
 
 @pytest.fixture
@@ -73,10 +75,23 @@ def test_what_hangs_is_ended(
     assert status == 124 and "hanging" in tail
 
 
+def test_what_hangs_is_ended_with_its_children(tmp_path: Path, lines: list[str]) -> None:
+    note = tmp_path / "pid"
+    child = "import time; time.sleep(60)"
+    parent = (
+        f"import pathlib, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}])"
+    )
+    parent += f"; pathlib.Path({str(note)!r}).write_text(str(p.pid)); p.wait()"
+    runner(tmp_path / "out", lines)._execute([sys.executable, "-c", parent], 3.0)
+    time.sleep(0.2)
+    state = Path(f"/proc/{note.read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(") ")[2].startswith("Z")
+
+
 def test_without_a_sanitizer_the_section_fails_on_a_gpu_only(
     tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: None)
     step = Step(PRINT.arguments, budgeted=False, sanitizer="memcheck")
     runner(tmp_path, lines, device="cuda").step("sanitizer", step, 10)
     runner(tmp_path, lines, device="cpu").step("sanitizer", step, 10)
@@ -90,7 +105,7 @@ def test_the_sanitizer_is_put_before_the_command(
     tool = tmp_path / "compute-sanitizer"
     tool.write_text('#!/bin/sh\necho "as $@"\n')
     tool.chmod(0o755)
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: str(tool))
     run = runner(tmp_path / "out", lines, device="cuda")
     run.step("sanitizer", Step(PRINT.arguments, budgeted=False, sanitizer="racecheck"), 10)
     assert lines[0].startswith("ok")
@@ -104,8 +119,28 @@ def test_every_section_names_suites_and_tests_that_exist() -> None:
         for step in section.steps:
             if step.arguments[:2] == ("-m", "benchmarks"):
                 assert set(step.arguments[2:]) <= set(SUITES)
-            else:
-                assert step.arguments[:3] == ("-m", "pytest", "tests/gpu")
+            elif step.arguments[1] == "pytest":
+                assert (gpu.ROOT / step.arguments[2]).exists()
+
+
+def test_a_run_without_the_native_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import native
+
+    status = native._native.NativeStatus(False, "not built", None)
+    monkeypatch.setattr(native._native, "load", lambda: status)
+    assert native.main() == 1
+
+
+def test_a_picture_that_fails_does_not_end_the_run(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise ImportError("no matplotlib")
+
+    monkeypatch.setattr(gpu.plots, "draw", fail)
+    run = runner(tmp_path, lines)
+    run.pictures()
+    assert "no matplotlib" in lines[0] and run.failed
 
 
 def test_the_architecture_of_a_gpu() -> None:
