@@ -122,8 +122,9 @@ SECTIONS = (
     Section("tune", 2, (Step(("-m", "effv2_kernels", "tune"), tunes=True),)),
 )
 _REHEARSED_TUNING = (
-    "--rehearse", "--model", "efficientnetv2_b0", "--sizes", "64", "--batch", "1", "--candidates", "3",
-)  # fmt: skip
+    *("--rehearse", "--model", "efficientnetv2_b0", "--sizes", "64"),
+    *("--batch", "1", "--candidates", "3"),
+)
 
 
 class Run:

@@ -176,7 +176,7 @@ def test_the_command(
 ) -> None:
     timer = StandIn()
     timer.measure = lambda task, choice: 10.0 + choice.warps  # type: ignore[method-assign]
-    monkeypatch.setattr(tune, "why_not", lambda: "")
+    monkeypatch.setattr(tune, "why_not", lambda arguments: "")
     monkeypatch.setattr(tune.targets, "of_device", lambda device: TARGET)
     monkeypatch.setattr(tune, "GpuTimer", lambda examples, target: timer)
     command = ["tune", "--model", "efficientnetv2_b0", "--sizes", "64", "--batch", "1"]
@@ -195,3 +195,22 @@ def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("Triton runs here")
     assert main(["tune"]) == 1
     assert "tune: cannot run here" in capsys.readouterr().err
+
+
+def test_a_rehearsal_needs_no_gpu_and_touches_no_table_of_ours(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "tune",
+        "--rehearse",
+        "--model",
+        "efficientnetv2_b0",
+        "--sizes",
+        "64",
+        "--batch",
+        "1",
+    ]
+    assert main([*command, "--candidates", "2", "--output", str(path.parent)]) == 0
+    assert len(tables.read(path.parent / "nvidia_h200.json")) > 10
+    assert main(command) == 1
+    assert "needs --output" in capsys.readouterr().err
