@@ -67,13 +67,15 @@ def launches(
     target: Target,
     *,
     dtype: torch.dtype | None = None,
-    native: frozenset[str] = ops.NATIVE_OPS,
+    native: frozenset[str] | None = None,
 ) -> list[Any]:
     """What a patched model launches through Triton for inputs of these sizes on ``target``, as
-    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs.
+    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs
+    (None: those that it has; what it declines, an uneven kernel say, compiles at first use).
     Needs no GPU: tensors are of the device "meta", and nothing is computed."""
     from .triton_ops._launch import recording
 
+    native = ops.NATIVE_OPS if native is None else native
     shadow = _on_meta(model, dtype)
     kind = next(shadow.parameters()).dtype
     with torch.no_grad(), recording(target) as found, _Recorder(native):
