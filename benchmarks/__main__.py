@@ -1,5 +1,5 @@
-"""``python -m benchmarks SUITE ...`` measures; ``plots``, ``readme`` and ``compare`` read what was
-measured; ``gpu`` is what ``make gpu`` runs."""
+"""``python -m benchmarks SUITE ...`` measures; ``plots``, ``readme``, ``compare``, ``correctness``
+and ``verdict`` read what was measured; ``gpu`` is what ``make gpu`` runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effv2_kernels.cli.networks import NetworkError
 
-from . import compare, gpu, options, plots, readme, results
+from . import compare, correctness, gpu, options, plots, readme, results, verdict
 from .options import Options
 from .quiet import MachineBusy
 from .suites import SUITES
@@ -82,7 +82,14 @@ def _by_file(name: str, chosen: Options, rows: list[results.Row]) -> dict[Path, 
     return found
 
 
-COMMANDS = {"readme": readme, "plots": plots, "compare": compare, "gpu": gpu}
+COMMANDS = {
+    "readme": readme,
+    "plots": plots,
+    "compare": compare,
+    "correctness": correctness,
+    "verdict": verdict,
+    "gpu": gpu,
+}
 
 
 def _parser() -> argparse.ArgumentParser:

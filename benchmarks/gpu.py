@@ -22,26 +22,30 @@ from pathlib import Path
 
 import torch
 
-from . import plots, results
-from .tables import text
+from . import plots, results, verdict
 
 ROOT = Path(__file__).parent.parent
 HELP = "all that needs a GPU, as `make gpu` runs it"
 MINUTES = 9.0
 
 
-def parallel() -> tuple[str, ...]:
-    """Options that let pytest use the cores, of which compiling takes most, where it can."""
-    found = importlib.util.find_spec("xdist") is not None
-    return ("-n", "auto", "--maxprocesses", "8") if found else ()
+def plugins() -> tuple[str, ...]:
+    """Options of pytest's plugins, where they are installed: the cores, of which compiling takes
+    most, and an end to a test that hangs (by a thread: a signal waits for a call into CUDA)."""
+    options: tuple[str, ...] = ()
+    if importlib.util.find_spec("xdist") is not None:
+        options += ("-n", "auto", "--maxprocesses", "14", "--max-worker-restart", "99")
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        options += ("--timeout", "60", "--timeout-method", "thread")
+    return options
 
 
-_TESTS = ("-m", "pytest", "tests/gpu", "-q", *parallel())
+_TESTS = ("-m", "pytest", "tests/gpu", "-q", "--tb=short", "-p", "no:cacheprovider", *plugins())
 #: Small enough for a tool that slows every access down.
 _SMALL = ("-m", "pytest", "tests/gpu/test_small.py", "-q", "-p", "no:cacheprovider")
 #: Implementations that compile nothing for minutes.
 _QUICK = "--impl eager_nchw eager_nhwc effv2 effv2_graph"
-_COMPILED = "--impl eager_nhwc compile_default compile_reduce_overhead effv2"
+_COMPILED = "--impl eager_nhwc compile_default compile_reduce_overhead effv2 effv2_graph"
 _LARGE = "--models efficientnetv2_m efficientnetv2_l"
 #: Seconds that a step gets at least, as long as the whole run has time.
 _LEAST = 15.0
@@ -87,17 +91,23 @@ SECTIONS = (
         (
             Step(("-m", "benchmarks.native"), budgeted=False, rehearsed=False),
             Step(_TESTS, budgeted=False),
+            # What the tests left, into the CSV file.
+            Step(("-m", "benchmarks", "correctness"), budgeted=False, rehearsed=False),
         ),
     ),
+    # Before what can take any time: a batch of one is what people feel.
+    Section("latency", 1, (_suites("latency", f"--models efficientnetv2_s {_QUICK}"),)),
     Section(
         "models",
-        8,
+        7,
         (
-            _suites("models latency", f"--models efficientnetv2_s {_QUICK}"),
+            _suites("models", f"--models efficientnetv2_s --batch 128 {_QUICK}"),
+            _suites(
+                "latency models", f"--models efficientnetv2_s {_COMPILED} --batch 1 128", False
+            ),
             _suites("roofline", "--models efficientnetv2_s"),
-            _suites("models latency", f"{_LARGE} {_QUICK}", False),
-            _suites("models latency", f"--models efficientnetv2_s {_COMPILED}", False),
-            _suites("models latency", f"{_LARGE} {_COMPILED}", False),
+            _suites("latency models", f"{_LARGE} {_QUICK}", False),
+            _suites("latency models", f"{_LARGE} {_COMPILED}", False),
         ),
     ),
     Section(
@@ -121,6 +131,7 @@ SECTIONS = (
     ),
     Section("tune", 2, (Step(("-m", "effv2_kernels", "tune"), tunes=True),)),
 )
+_TUNING = ("--sizes", "384", "--batch", "128", "1", "--candidates", "8")
 _REHEARSED_TUNING = (
     *("--rehearse", "--model", "efficientnetv2_b0", "--sizes", "64"),
     *("--batch", "1", "--candidates", "3"),
@@ -137,6 +148,7 @@ class Run:
         self.failed: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
+        (folder / "checks.jsonl").unlink(missing_ok=True)
 
     def section(self, section: Section, ahead: float) -> None:
         """``ahead``: the shares of this section and those after it."""
@@ -159,7 +171,8 @@ class Run:
         command = [sys.executable, *step.arguments, *(step.sizes if self.device == "cuda" else ())]
         if step.tunes:
             command += ["--output", str(self.folder), "--minutes", f"{seconds / 60:.2f}"]
-            command += [] if self.device == "cuda" else _REHEARSED_TUNING
+            command += ["--log", str(self.folder / "tuning.jsonl")]
+            command += _TUNING if self.device == "cuda" else _REHEARSED_TUNING
         elif step.budgeted:
             command += ["--device", self.device, "--out", str(self.folder)]
             command += ["--time-budget", f"{seconds:.0f}"]
@@ -192,7 +205,9 @@ class Run:
         self, command: Sequence[str], limit: float, sanitized: bool = False
     ) -> tuple[int, str]:
         """The exit status (124 past the limit), and the end of what was printed."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # A width at which pytest does not cut off what was wrong.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "250"}
+        environment["EFFV2_CHECKS"] = str(self.folder / "checks.jsonl")
         if sanitized:  # PyTorch's allocator hides a write past the end of a tensor
             environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         with self.log.open("a") as log:
@@ -264,9 +279,8 @@ def command(arguments: argparse.Namespace) -> int:
     chosen = [s for s in SECTIONS if not wanted or s.name in wanted]
     for i, section in enumerate(chosen):
         run.section(section, sum(s.share for s in chosen[i:]))
+    if not arguments.results:  # else they are drawn where the CSV files go
         run.pictures()
-    rows = results.read(folder / "results.csv")
-    shown = [r for r in rows if r.metric.startswith("speedup_vs_eager_nhwc")]
-    run.announce(text(shown))
-    run.announce("\n".join(["", f"{len(run.failed)} failed", *run.failed]))
+    run.announce(verdict.text(folder))
+    run.announce("\n".join(["", f"{len(run.failed)} steps failed", *run.failed]))
     return int(bool(run.failed))

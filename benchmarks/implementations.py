@@ -72,6 +72,8 @@ def inference(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tenso
         compiled = torch.compile(nhwc, dynamic=False, **_MODES[name])
         return lambda: compiled(images)
     patched(nhwc)
+    if images.is_cuda and images.dtype != torch.float32:  # in parallel, before it is needed
+        effv2_kernels.warmup(nhwc, [tuple(images.shape)])
     if name == "effv2":
         return lambda: nhwc(images)
     if images.device.type != "cuda":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import functools
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -183,7 +184,11 @@ def _driver() -> str:
 
 @functools.cache
 def _commit() -> str:
-    """The commit that is measured, with "-dirty" where tracked files differ from it."""
+    """The commit that is measured, with "-dirty" where tracked files differ from it. A copy of the
+    tree that brings no ``.git`` is told in EFFV2_COMMIT."""
+    told = os.environ.get("EFFV2_COMMIT")
+    if told:
+        return told
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +89,9 @@ def _tune_arguments(tune: argparse.ArgumentParser) -> None:
         "--candidates", type=_positive, default=24, help="tried for each launch, at most"
     )
     tune.add_argument("--again", action="store_true", help="also what the table has already")
+    tune.add_argument(
+        "--log", metavar="FILE", type=Path, help="every candidate's time, a JSON object a line"
+    )
     tune.add_argument("--output", metavar="DIR", help="for the table (default: the package's)")
     tune.add_argument(
         "--rehearse",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             seconds=60 * arguments.minutes,
             most=arguments.candidates,
             again=arguments.again,
-            report=lambda progress: print(line(progress), flush=True),
+            report=partial(_report, arguments.log),
         )
     except (ValueError, tables.TableError) as error:
         print(f"tune: {error}", file=sys.stderr)
@@ -113,6 +115,18 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _report(log: Path | None, progress: Progress) -> None:
+    print(line(progress), flush=True)
+    for reason in progress.rejected:
+        print(f"  rejected: {reason}"[:200], flush=True)
+    if log is not None:
+        task = progress.task
+        times = [{**asdict(choice), "microseconds": us} for choice, us in progress.times.items()]
+        entry = {"kernel": task.kernel, "kind": task.kind, "shape": asdict(task.shape)}
+        with log.open("a") as file:
+            file.write(json.dumps({**entry, "times": times, "rejected": progress.rejected}) + "\n")
+
+
 def line(progress: Progress) -> str:
     """One line a task: a bar, what was tuned, and what it gained."""
     filled = _BAR * progress.done // progress.total
@@ -121,7 +135,7 @@ def line(progress: Progress) -> str:
     gain = progress.closed_form / progress.best
     text = (
         f"[{bar}] {progress.done}/{progress.total} {progress.task.kernel} {shape}: "
-        f"{progress.best:.1f} us, {gain:.2f} x, of {progress.tried} tried"
+        f"{progress.best:.1f} us, {gain:.2f} x, of {len(progress.times)} tried"
     )
     return text + (f", {len(progress.rejected)} rejected" if progress.rejected else "")
 
@@ -130,5 +144,6 @@ def summary(outcome: Outcome, path: Path) -> str:
     lines = [f"{outcome.tuned} launches tuned, {outcome.kept} were in the table: {path}"]
     if outcome.left:
         lines.append(f"{outcome.left} are left: run the same command again")
-    lines += [f"no launch of {task.kernel} ran for {task.shape}" for task in outcome.failed]
+    for task, reason in outcome.failed:
+        lines.append(f"no launch of {task.kernel} ran for {task.shape}: {reason}")
     return "\n".join(lines)

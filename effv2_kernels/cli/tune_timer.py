@@ -56,17 +56,21 @@ class GpuTimer:
         self._inputs: list[tuple] = []
         self._reference: tuple[Tensor, ...] = ()
 
-    def prepare(self, task: Task, choices: Sequence[Any]) -> None:
+    def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
         from ..triton_ops._compile import compile_all
         from ..triton_ops._launch import recording
 
-        example = self._examples[task]
         instances: dict = {}
-        for choice in choices:
-            with recording(self._target) as found, forced(task, choice):
-                triton_ops.EXPLICIT[example.op](*example.args)
-            instances.update(found)
-        compile_all(list(instances), self._target)
+        for task, choices in plans.items():
+            example = self._examples[task]
+            for choice in choices:
+                with recording(self._target) as found, forced(task, choice):
+                    triton_ops.EXPLICIT[example.op](*example.args)
+                instances.update(found)
+        compile_all(list(instances), self._target, tolerant=True)
+
+    def prepare(self, task: Task) -> None:
+        example = self._examples[task]
         size = sum(a.numel() * a.element_size() for a in example.args if isinstance(a, Tensor))
         copies = min(_MOST_COPIES, 1 + 2 * self._target.l2_bytes // max(size, 1))
         self._task, self._inputs = task, []
@@ -104,8 +108,11 @@ class Estimates:
     def __init__(self, target: Target):
         self._target = target
 
-    def prepare(self, task: Task, choices: Sequence[Any]) -> None:
+    def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
         """Nothing runs, so nothing is compiled."""
+
+    def prepare(self, task: Task) -> None:
+        """Nor are there any inputs."""
 
     def measure(self, task: Task, choice: Any) -> float:
         return FAMILIES[task.kernel].cost(task.shape, choice, task.kind, self._target)

@@ -5,8 +5,9 @@ Knows nothing of GPUs: a ``Timer`` compiles and measures, and tests bring one of
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from .targets import Target
 
 # A candidate that the model holds for so much slower than its best is not tried.
 _HOPELESS = 3.0
+# Tasks that are compiled at once.
+_TOGETHER = max(4, 2 * (os.cpu_count() or 1))
 
 
 class Rejected(Exception):
@@ -25,8 +28,12 @@ class Rejected(Exception):
 
 
 class Timer(Protocol):
-    def prepare(self, task: Task, choices: Sequence[Any]) -> None:
-        """Compile what ``measure`` will run, all at once."""
+    def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
+        """Compile what ``measure`` will run for some tasks, all at once. What does not compile is
+        rejected when it is measured."""
+
+    def prepare(self, task: Task) -> None:
+        """Make the inputs of a task, whose candidates are measured next."""
 
     def measure(self, task: Task, choice: Any) -> float:
         """Microseconds, after the result was checked. Raises Rejected."""
@@ -34,7 +41,8 @@ class Timer(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """After a task. best and closed_form: microseconds; tried: candidates; rejected: reasons."""
+    """After a task. best and closed_form: microseconds; times: of each candidate that ran;
+    rejected: why the others did not."""
 
     done: int
     total: int
@@ -42,19 +50,20 @@ class Progress:
     choice: Any
     best: float
     closed_form: float
-    tried: int
+    times: Mapping[Any, float]
     rejected: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """tuned: tasks of this run; kept: tasks that the table had before; left: tasks for which the
-    time did not suffice; failed: tasks none of whose launches ran."""
+    time did not suffice; failed: tasks none of whose launches ran, each with the reason of the
+    first."""
 
     tuned: int
     kept: int
     left: int
-    failed: tuple[Task, ...]
+    failed: tuple[tuple[Task, str], ...]
 
 
 def plan(task: Task, target: Target, most: int) -> list[Any]:
@@ -90,26 +99,34 @@ def search(
     have = {entry.key for entry in tables.read(path)} if path.exists() and not again else set()
     wanted = [task for task in tasks if (task.kernel, task.kind, task.shape) not in have]
     end, tuned, failed = clock() + seconds, 0, []
-    for number, task in enumerate(wanted, 1):
+    for number, (task, choices) in enumerate(_compiled(wanted, target, timer, most), 1):
         if clock() >= end:
             break
-        choices = plan(task, target, most)
-        timer.prepare(task, choices)
+        timer.prepare(task)
         times, rejected = _measure(timer, task, choices)
         if not times:
-            failed.append(task)
+            failed.append((task, rejected[0] if rejected else "it has no candidates"))
             continue
         best = min(times, key=lambda choice: times[choice])
         tables.write(path, [tables.Entry(task.kernel, task.kind, task.shape, best, times[best])])
         tuned += 1
         before = times.get(choices[0], float("inf"))
         report(
-            Progress(
-                number, len(wanted), task, best, times[best], before, len(times), tuple(rejected)
-            )
+            Progress(number, len(wanted), task, best, times[best], before, times, tuple(rejected))
         )
     left = len(wanted) - tuned - len(failed)
     return Outcome(tuned, len(tasks) - len(wanted), left, tuple(failed))
+
+
+def _compiled(
+    tasks: Sequence[Task], target: Target, timer: Timer, most: int
+) -> Iterator[tuple[Task, list[Any]]]:
+    """Each task with its candidates, compiled for some tasks together: to start the processes that
+    compile takes longer than they do for one."""
+    for first in range(0, len(tasks), _TOGETHER):
+        plans = {task: plan(task, target, most) for task in tasks[first : first + _TOGETHER]}
+        timer.compile(plans)
+        yield from plans.items()
 
 
 def _measure(

@@ -56,21 +56,24 @@ def compile_all(
     target: Target,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tolerant: bool = False,
 ) -> None:
     """Compile instances in parallel processes. progress: called with how many are done, and of how
-    many. Raises RuntimeError with the compiler's words if one fails."""
+    many. Raises RuntimeError with the compiler's words if one fails, unless it is ``tolerant``:
+    what does not compile is then left for the launch to find out."""
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
     shares = [instances[first::count] for first in range(count)] if instances else []
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(target, share)) for share in shares]
         done, failures = 0, []
         for worker in workers:
-            for _ in worker.answers():
+            for answer in worker.answers():
                 done += 1
+                failures += [answer[7:].strip()] if answer.startswith("failed:") else []
                 if progress is not None:
                     progress(done, len(instances))
             failures += worker.failure()
-    if failures:
+    if failures and not tolerant:
         raise RuntimeError(f"a Triton kernel does not compile for {target.name}:\n{failures[0]}")
 
 
@@ -126,8 +129,12 @@ def _work(lines: Sequence[str]) -> None:
     for found in rest:
         types = tuple(found.pop("types"))
         constants = tuple((name, value) for name, value in found.pop("constants"))
-        compile_for(Instance(types=types, constants=constants, **found), target)
-        print("done", flush=True)
+        try:
+            compile_for(Instance(types=types, constants=constants, **found), target)
+        except Exception as error:  # Triton's or ptxas's: the next one may compile
+            print(f"failed: {' '.join(str(error).split())[:2000]}", flush=True)
+        else:
+            print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from effv2_kernels import _native
+from tests.gpu.verdicts import described, judge
 from tests.ops.cases import Arguments, Geometry, arguments, mapped, ordered, plain
-from tests.support import assert_as_close_as_pytorch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,9 +26,11 @@ def on_device(args: Arguments, device: str = "cuda") -> Arguments:
     """Copies on the device, each in a frame of NaN, with the strides that they have here."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        frame = torch.full((tensor.numel() + 256,), torch.nan, dtype=tensor.dtype, device=device)
-        inside = frame[128 : 128 + tensor.numel()].as_strided(tensor.shape, tensor.stride(), 128)
-        return inside.copy_(tensor)
+        # From its first to its last element, whatever lies between them.
+        spans = (s * (n - 1) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        size = sum(spans) + 1 if tensor.numel() else 0
+        frame = torch.full((size + 256,), torch.nan, dtype=tensor.dtype, device=device)
+        return frame.as_strided(tensor.shape, tensor.stride(), 128).copy_(tensor)
 
     return mapped(args, move)
 
@@ -62,7 +64,7 @@ def check(op: str, geometry: Geometry, **options: Any) -> tuple[torch.Tensor, ..
     for output, theirs, reference in zip(found, eager, right, strict=True):
         assert output.shape == reference.shape and output.dtype == theirs.dtype
         if reference.numel():
-            assert_as_close_as_pytorch(output.cpu(), theirs.cpu(), reference)
+            judge(op, "cuda", described(args), output.cpu(), theirs.cpu(), reference)
     return found
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from effv2_kernels.backends import runs_on
+from tests.gpu.verdicts import described, judge
 from tests.ops import cases
-from tests.support import assert_as_close_as_pytorch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +21,7 @@ pytestmark = [
 @pytest.mark.parametrize("op", cases.OPS)
 @torch.no_grad()
 def test_an_op(op: str, dtype: torch.dtype, namespace: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     channels = (3, 24) if op == "stem" else (8, 24)  # for which each kernel is the one that runs
     made = cases.arguments(op, dtype=dtype, channels=channels)
     if op == "stem":
@@ -28,6 +29,7 @@ def test_an_op(op: str, dtype: torch.dtype, namespace: str, monkeypatch) -> None
     args = cases.mapped(made, lambda tensor: tensor.cuda())
     found = getattr(getattr(torch.ops, namespace), op).default(*cases.ordered(op, args))
     found = found if isinstance(found, tuple) else (found,)
+    engine = runs_on(op, torch.device("cuda"), dtype, namespace == "effv2_triton")
     want = cases.plain(op, cases.mapped(made, lambda tensor: tensor.double()))
     for ours, theirs, right in zip(found, cases.plain(op, made), want, strict=True):
-        assert_as_close_as_pytorch(ours.cpu(), theirs, right)
+        judge(op, engine, described(made), ours.cpu(), theirs, right)

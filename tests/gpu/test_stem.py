@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.gpu import checks
+from tests.gpu.verdicts import described, judge
 from tests.ops.cases import ACTS, Geometry, arguments, mapped, plain
-from tests.support import assert_as_close_as_pytorch
 
 pytestmark = checks.marks()
 OP = "stem"
@@ -43,7 +43,7 @@ def test_casts_the_image(x_dtype: torch.dtype, dtype: torch.dtype) -> None:
     (found,) = checks.launch(OP, device)
     assert found.dtype == dtype
     reference = plain(OP, mapped(args, torch.Tensor.double))[0]
-    assert_as_close_as_pytorch(found.cpu(), plain(OP, device)[0].cpu(), reference)
+    judge(OP, "cuda", described(args), found.cpu(), plain(OP, device)[0].cpu(), reference)
 
 
 def test_same_bits_every_time() -> None:

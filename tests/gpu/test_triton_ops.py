@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effv2_kernels import backends, triton_ops
 from effv2_kernels.triton_ops import _arguments, _launch
+from tests.gpu.verdicts import described, judge
 from tests.ops.cases import (
     ACTS,
     GEOMETRIES,
@@ -24,7 +25,6 @@ from tests.ops.cases import (
     plain,
     tensors,
 )
-from tests.support import assert_as_close_as_pytorch
 
 WHY_SKIP = "" if torch.cuda.is_available() else "no CUDA device"
 WHY_SKIP = WHY_SKIP or ("" if backends()["triton"].available else backends()["triton"].reason)
@@ -76,7 +76,7 @@ def check(op: str, args: Arguments) -> tuple[Tensor, ...]:
     for output, theirs, right in zip(found, eager, reference, strict=True):
         assert output.shape == right.shape and output.dtype == theirs.dtype
         if right.numel():
-            assert_as_close_as_pytorch(output, theirs, right)
+            judge(op, "triton", described(args), output, theirs, right)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,18 @@ class StandIn:
     256 rows do not run."""
 
     def __init__(self) -> None:
+        self.compiled: dict[Task, list[Any]] = {}
         self.prepared: list[Task] = []
         self.measured: list[tuple[Task, Any]] = []
 
-    def prepare(self, task: Task, choices: Sequence[Any]) -> None:
+    def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
+        self.compiled.update({task: list(choices) for task, choices in plans.items()})
+
+    def prepare(self, task: Task) -> None:
         self.prepared.append(task)
 
     def measure(self, task: Task, choice: Any) -> float:
-        assert self.prepared[-1] == task
+        assert self.prepared[-1] == task and choice in self.compiled[task]
         self.measured.append((task, choice))
         if choice.block_m == 256:
             raise Rejected("out of resources")
@@ -109,7 +113,9 @@ def test_nothing_that_runs(path: Path) -> None:
             raise Rejected("a wrong result")
 
     outcome = search(TASKS[:1], TARGET, Broken(), path, seconds=60)
-    assert outcome.failed == (TASKS[0],) and outcome.tuned == 0 and not path.exists()
+    ((task, reason),) = outcome.failed
+    assert task == TASKS[0] and outcome.tuned == 0 and not path.exists()
+    assert "a wrong result" in reason
     assert "no launch of conv ran" in tune.summary(outcome, path)
 
 

@@ -185,3 +185,6 @@ def test_a_kernel_that_does_not_compile_is_named() -> None:
     with pytest.raises(RuntimeError, match="does not compile for NVIDIA H200"):
         compile_all([bad], TARGET, processes=1)
     compile_all([], TARGET)
+    done: list[int] = []
+    compile_all([bad, good], TARGET, 1, lambda n, of: done.append(n), tolerant=True)
+    assert done == [1, 2], "one that is refused must not take those after it along"

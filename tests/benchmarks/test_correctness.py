@@ -1,0 +1,126 @@
+"""What the GPU tests leave behind, and what is made of it: pytest runs on planted tests, with a
+stand-in for a CUDA context that breaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import correctness, results, verdict
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+PLANTED = """
+import time
+import pytest, torch
+from tests.gpu.verdicts import judge
+
+DEAD = []
+# The process's context: broken by one test, for all that come after it in the same process.
+torch.cuda.is_initialized = lambda: True
+def synchronize(device=None):
+    if DEAD:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+torch.cuda.synchronize = synchronize
+RIGHT = torch.linspace(-1, 1, 999, dtype=torch.float64)
+
+@pytest.mark.parametrize("n", range(12))
+def test_right(n):
+    torch.cuda.synchronize()
+    judge("stem", "cuda", f"n {n}", RIGHT.float(), RIGHT.float(), RIGHT)
+
+def test_wrong():
+    judge("stem", "cuda", "n 7", 1.01 * RIGHT.float(), RIGHT.float(), RIGHT)
+
+def test_nan():
+    judge("stem", "triton", "n 1", RIGHT.bfloat16() * torch.nan, RIGHT.bfloat16(), RIGHT)
+
+def test_breaks_the_context():
+    DEAD.append(1)
+    torch.cuda.synchronize()
+
+def test_hangs():
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[correctness.Record]:
+    folder = tmp_path_factory.mktemp("tree")
+    planted = folder / "tests" / "gpu"
+    planted.mkdir(parents=True)
+    for name in ("conftest.py", "verdicts.py"):
+        (planted / name).write_text((ROOT / "tests/gpu" / name).read_text())
+    (planted / "test_planted.py").write_text(PLANTED)
+    (planted.parent / "support.py").write_text((ROOT / "tests/support.py").read_text())
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-n", "2", "--timeout", "4"]
+    command += ["--timeout-method", "thread", "--import-mode=importlib"]
+    kept = folder / "checks.jsonl"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "EFFV2_CHECKS": str(kept)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "== verdict ==" in done.stdout, done.stdout + done.stderr
+    return correctness.read(kept)
+
+
+def outcomes(records: list[correctness.Record]) -> dict[str, str]:
+    return {record["test"].rpartition("::")[2]: record["outcome"] for record in records}
+
+
+def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record]) -> None:
+    found = outcomes(records)
+    failed = {name for name, outcome in found.items() if outcome == "failed"}
+    assert failed == {"test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"}
+    assert len(found) == 16
+
+
+def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
+    text = correctness.text(records)
+    assert "16 tests, 4 failed" in text and len(text) < 6000
+    assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
+    assert "illegal memory access" in text
+    lines = {tuple(line.split()[:3]): line.split()[3:] for line in text.splitlines()}
+    outputs, wrong, worst = lines["stem", "cuda", "float32"]
+    assert (outputs, wrong) == ("13", "1") and float(worst) > 1000
+    assert lines["stem", "triton", "bfloat16"] == ["1", "1", "1e+09"]
+
+
+def test_rows_for_the_csv_file(records: list[correctness.Record], tmp_path: Path) -> None:
+    results.upsert(tmp_path / "results.csv", correctness.rows(records, CPU))
+    rows = results.read(tmp_path / "results.csv")
+    values = {(r.case, r.impl, r.dtype, r.metric): r.value for r in rows}
+    assert values["stem", "cuda", "float32", "outputs"] == "13"
+    assert values["stem", "cuda", "float32", "wrong_outputs"] == "1"
+    assert values["stem", "triton", "bfloat16", "worst_error_over_pytorch"] == "1e+09"
+
+
+def test_a_run_of_no_test_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "checks.jsonl").write_text("")
+    arguments = correctness.argparse.Namespace(checks=tmp_path / "checks.jsonl", device="cpu")
+    assert correctness.command(arguments) == 1
+
+
+def test_the_verdict_of_a_whole_run(tmp_path: Path) -> None:
+    def rows(suite: str, case: str, batch: int, impl: str, metrics: dict[str, float]) -> list:
+        make = results.maker(
+            CPU, suite=suite, case=case, batch=batch, resolution=384, dtype="bfloat16"
+        )
+        return [make(impl, metric, "", results.quantiles([v])) for metric, v in metrics.items()]
+
+    latency = {"latency_ms": 0.5, "speedup_vs_eager_nhwc": 8.0, "speedup_vs_compile_default": 4.0}
+    slow = {"latency_us": 90.0, "part_of_floor": 0.4, "speedup_vs_eager_nhwc": 0.8}
+    fast = {"latency_us": 60.0, "part_of_floor": 0.9, "speedup_vs_eager_nhwc": 3.0}
+    found = rows("latency", "timm efficientnetv2_s", 1, "effv2_graph", latency)
+    found += rows("depthwise", "960x24x24, k3 s1", 128, "effv2", fast)
+    found += rows("depthwise", "256x48x48, k3 s2", 128, "effv2", slow)
+    results.upsert(tmp_path / "results.csv", found)
+    lines = verdict.text(tmp_path).splitlines()
+    assert "0.500 ms  8.00x eager_nhwc  4.00x default" in lines[0]
+    assert "256x48x48" in lines[2] and "40 % of its floor  0.80x eager_nhwc" in lines[2]
+    assert "960x24x24" in lines[3]

@@ -1,0 +1,92 @@
+"""What every GPU test has around it: its verdicts are carried to whoever prints and keeps them, and
+a test that breaks the GPU's context takes no other test with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import correctness
+from tests.gpu import verdicts
+
+_RECORDS: list[dict[str, Any]] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    verdicts.NOTES.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo
+) -> Iterator[pytest.TestReport]:
+    report = yield
+    if _is_ours(item.nodeid) and call.when == "call":
+        # Properties are what a worker of pytest-xdist sends along.
+        report.user_properties = [*report.user_properties, ("checks", list(verdicts.NOTES))]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool]:
+    """After an illegal access every later call of this process fails. A worker that is left in that
+    state ends itself once its report is sent, and pytest-xdist puts a new one in its place."""
+    done = yield
+    if _is_ours(item.nodeid) and os.environ.get("PYTEST_XDIST_WORKER") and _context_is_dead():
+        os._exit(3)
+    return done
+
+
+def _context_is_dead() -> bool:
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the process that runs all (which is not a worker): one line of JSON a test, at once."""
+    relevant = report.when == "call" or (report.failed and report.when != "teardown")
+    if os.environ.get("PYTEST_XDIST_WORKER") or not _is_ours(report.nodeid) or not relevant:
+        return
+    record = {
+        "test": report.nodeid,
+        "outcome": report.outcome,
+        "seconds": round(getattr(report, "duration", 0.0), 2),
+        "message": _message(report),
+        "checks": dict(report.user_properties).get("checks", []),
+    }
+    if report.skipped:
+        return
+    _RECORDS.append(record)
+    path = os.environ.get("EFFV2_CHECKS")
+    if path:
+        with Path(path).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _RECORDS:
+        terminalreporter.section("verdict")
+        terminalreporter.write_line(correctness.text(_RECORDS))
+
+
+def _message(report: pytest.TestReport) -> str:
+    """What was wrong, on one line."""
+    if not report.failed:
+        return ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return " ".join(str(crash.message if crash else report.longrepr).split())[:300]
+
+
+def _is_ours(nodeid: str) -> bool:
+    return nodeid.startswith("tests/gpu/")
