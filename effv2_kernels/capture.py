@@ -188,11 +188,26 @@ def record(function: Callable[[], Any], stream: Any, pool: Any) -> tuple[Any, Ca
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             function()
-        # Only this thread's mistakes end this capture: other threads go on using the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = function()
+        with _random_numbers_outlive_it(stream.device):
+            # Only this thread's mistakes end this capture: other threads go on using the GPU.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
+                outputs = function()
     torch.cuda.current_stream().wait_stream(stream)
     return outputs, graph.replay
+
+
+@contextmanager
+def _random_numbers_outlive_it(device: torch.device) -> Iterator[None]:
+    """A capture that breaks off leaves the device's generator as if it went on, and every random
+    number that is asked for later raises. The generator then gets the state from before."""
+    generator = torch.cuda.default_generators[device.index]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
 
 
 @contextmanager

@@ -31,36 +31,44 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
+    """block_r: channels of a second product beside the block_n of the first, or 0."""
+
     block_m: int
     block_n: int
     block_k: int
     split_k: int
     warps: int
     stages: int
+    block_r: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.block_n + self.block_r
 
 
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:
-    """An upper bound: A, B and the gate in every stage; where nothing is in flight any more, the
+    """An upper bound: A and B in every stage; where nothing is in flight any more, the
     same memory is used to bring the accumulators into the order of the output."""
     item = dense.ITEM_BYTES[kind]
-    a, b = choice.block_m * choice.block_k * item, choice.block_k * choice.block_n * item
-    loop = choice.stages * (a * (2 if shape.gated else 1) + b)
+    loop = choice.stages * (choice.block_m + choice.width) * choice.block_k * item
     return max(loop, choice.block_m * (choice.block_n + 8) * 4) + 1024
 
 
 def _tile(shape: Shape, choice: Choice, kind: str, target: Target) -> dense.Tile:
     columns = dense.pad(shape.columns, choice.block_k * choice.split_k) // choice.split_k
-    m, n = choice.block_m, choice.block_n
+    m, n = choice.block_m, choice.width
+    read = min(columns, shape.channels * dense.rows_of_a_window(shape.taps))
     return dense.Tile(
         products=float(m * n * columns),
-        loaded=float((m * (2 if shape.gated else 1) + n) * columns * dense.ITEM_BYTES[kind]),
+        loaded=float((m * read + n * columns) * dense.ITEM_BYTES[kind]),
+        copied=float((m + n) * columns * dense.ITEM_BYTES[kind]),
         special=float(m * n * shape.special),
         steps=columns // choice.block_k,
         shared=shared_bytes(shape, choice, kind),
         accumulators=m * n,
         warps=choice.warps,
         stages=choice.stages,
-        efficiency=dense.efficiency(m, n, choice.warps, target),
+        efficiency=dense.efficiency(m, choice.block_n, choice.warps, target),
     )
 
 
@@ -71,7 +79,7 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     """Clocks by the model of ``dense``."""
     item = dense.ITEM_BYTES[kind]
-    tiles = -(-shape.rows // choice.block_m) * -(-shape.out_channels // choice.block_n)
+    tiles = -(-shape.rows // choice.block_m) * -(-shape.out_channels // choice.width)
     elements = shape.rows * shape.out_channels
     moved = (shape.rows * shape.channels + shape.out_channels * shape.columns) * item
     moved += elements * (4 * choice.split_k if choice.split_k > 1 else item)
@@ -97,9 +105,10 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
             continue
         if m * n < 8 * 32 * warps or not dense.worth_a_look(m, warps, kind, target):
             continue
-        choice = Choice(m, n, k, split, warps, stages)
-        if fits(shape, choice, kind, target):
-            yield choice
+        for r in dense.second_width(shape.out_channels, n):
+            choice = Choice(m, n, k, split, warps, stages, r)
+            if fits(shape, choice, kind, target):
+                yield choice
 
 
 def closed_form(shape: Shape, kind: str, target: Target) -> Choice:

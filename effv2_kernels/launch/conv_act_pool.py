@@ -55,6 +55,7 @@ def _tile(shape: Shape, choice: Choice, kind: str, target: Target) -> dense.Tile
     return dense.Tile(
         products=float(tiles * m * n * columns),
         loaded=float(tiles * (m + n) * columns * dense.ITEM_BYTES[kind]),
+        copied=float(tiles * (m + n) * columns * dense.ITEM_BYTES[kind]),
         special=float(tiles * m * n * shape.special),
         steps=tiles * columns // choice.block_k,
         shared=shared_bytes(shape, choice, kind),

@@ -1,9 +1,9 @@
 """What the tensor-core kernels have in common: the arithmetic they can do it in, what a tile takes
 of a multiprocessor, and a model of how long a grid of tiles takes.
 
-The model is for ranking tiles, not for predicting times: its rates are the data sheets', its
-latencies round numbers, and nothing in it was measured. ``tune`` measures, and what it finds goes
-before it (``tables``).
+The model is for ranking tiles, not for predicting times: its rates are the data sheets' but for
+that of L2, its latencies round numbers. On an H200 L2 turned out to bound what these kernels do, at
+4 to 5 TB/s. ``tune`` measures, and what it finds goes before the model (``tables``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ _MOST_ACCUMULATORS = {"bfloat16": 96, "float16": 96, "tf32": 96, "float32": 32} 
 @dataclass(frozen=True)
 class Rates:
     """What a multiprocessor does in a clock: multiply-adds in 16 bits, bytes out of L2 and out of
-    memory; special functions are 16 and float32 multiply-adds 128 on all of them."""
+    memory. On all of them: 16 special functions, 128 float32 multiply-adds, and bytes into shared
+    memory."""
 
     tensor: int
     l2: float
     memory: float
 
 
-_RATES = {8: Rates(1024, 40.0, 13.0), 9: Rates(2048, 48.0, 21.0), 10: Rates(4096, 48.0, 30.0)}
+_RATES = {8: Rates(1024, 28.0, 13.0), 9: Rates(2048, 28.0, 21.0), 10: Rates(4096, 28.0, 30.0)}
 _SPECIAL, _FLOAT32 = 16, 128
+_SHARED = 64.0  # half of what shared memory takes: gathered pieces are short
 _START = 2500.0  # clocks from a launch to the first product, and from the last one to the end
 _LATENCY = 800.0  # clocks of a load from L2 or memory
 _STEP = 60.0  # clocks of a step's barriers and addresses
+_ENDS = 2000.0  # clocks of a program's first addresses and loads, and of its stores
 _LAUNCH = 3000.0  # clocks that one more launch costs
 
 
@@ -61,7 +64,8 @@ def power_of_two(size: int, least: int = 16) -> int:
 class Tile:
     """What one program of a kernel does and takes.
 
-    products: multiply-adds, padding included; loaded: bytes it reads through L2; special: special
+    products: multiply-adds, padding included; loaded: bytes it reads from L2; copied: bytes that it
+    brings into shared memory, from L2 or from L1; special: special
     functions; steps: dependent steps of its main loop; shared: bytes of shared memory;
     accumulators: float32 values that live through the main loop; efficiency: of the tensor cores at
     this shape.
@@ -69,6 +73,7 @@ class Tile:
 
     products: float
     loaded: float
+    copied: float
     special: float
     steps: int
     shared: int
@@ -114,17 +119,31 @@ def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind:
     else:
         share = 0.5 if kind == "tf32" else 1.0
         multiply = tile.products / (rate.tensor * share * tile.efficiency)
-    work = max(multiply, tile.loaded / rate.l2) + 0.5 * tile.special / _SPECIAL
+    work = max(multiply, tile.loaded / rate.l2, tile.copied / _SHARED)
+    work += 0.5 * tile.special / _SPECIAL
     work += tile.steps * _STEP
     if tile.stages < 3:  # nothing is under way while a step computes
         work *= 1.1
     # A program alone waits for its loads, unless it has enough of them under way.
-    alone = max(work, tile.steps * _LATENCY / max(tile.stages - 1, 1))
+    alone = max(work, tile.steps * _LATENCY / max(tile.stages - 1, 1)) + _ENDS
     rounds, rest = divmod(programs, target.multiprocessors * at_a_time)
     total = rounds * max(at_a_time * work, alone)
     if rest:
         total += max(-(-rest // target.multiprocessors) * work, alone)
     return _START + max(total, memory_bytes / (rate.memory * target.multiprocessors))
+
+
+def rows_of_a_window(taps: int) -> int:
+    """How often a tile of pixels reads its input from L2: once for each row of the window, whose
+    other taps come out of L1."""
+    return max(1, round(taps**0.5))
+
+
+def second_width(size: int, block: int) -> list[int]:
+    """Powers of two beside ``block`` that cover ``size`` with less padding than blocks do, or twice
+    as wide ones; 0 among them."""
+    best = min(pad(size, block), pad(size, 2 * block))
+    return [0, *(more for more in (16, 32, 64) if more < block and pad(size, block + more) < best)]
 
 
 def second_launch(memory_bytes: float, target: Target) -> float:

@@ -36,33 +36,42 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
+    """block_f: expanded channels of a second product beside the block_e of the first, or 0."""
+
     block_m: int
     block_e: int
     block_k: int
     warps: int
     stages: int
+    block_f: int = 0
+
+    @property
+    def chunk(self) -> int:
+        return self.block_e + self.block_f
 
 
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:
     """An upper bound: both operands of the expansion in every stage, the projection's weights, and
     the expanded tile where it has to go through shared memory to become an operand."""
     item = dense.ITEM_BYTES[kind]
-    loop = choice.stages * choice.block_k * (choice.block_m + choice.block_e) * item
-    second = choice.block_e * (shape.block_o + choice.block_m) * item
+    loop = choice.stages * choice.block_k * (choice.block_m + choice.chunk) * item
+    second = choice.chunk * (shape.block_o + choice.block_m) * item
     return max(loop + second, choice.block_m * (shape.block_o + 8) * 4) + 1024
 
 
 def _tile(shape: Shape, choice: Choice, kind: str, target: Target) -> dense.Tile:
     item = dense.ITEM_BYTES[kind]
     columns = dense.pad(shape.columns, choice.block_k)
-    expanded = dense.pad(shape.expanded, choice.block_e)
-    m, e, o = choice.block_m, choice.block_e, shape.block_o
+    expanded = dense.pad(shape.expanded, choice.chunk)
+    m, e, o = choice.block_m, choice.chunk, shape.block_o
+    read = min(columns, shape.channels * dense.rows_of_a_window(shape.taps))
     first, second = float(m * expanded * columns), float(m * expanded * o)
-    slow_first = first / dense.efficiency(m, e, choice.warps, target)
+    slow_first = first / dense.efficiency(m, choice.block_e, choice.warps, target)
     slow_second = second / dense.efficiency(m, o, choice.warps, target)
     return dense.Tile(
         products=first + second,
-        loaded=float(item * (expanded // e * columns * (m + e) + expanded * o)),
+        loaded=float(item * (m * read + expanded * (columns + o))),
+        copied=float(item * (expanded // e * columns * (m + e) + expanded * o)),
         special=float(m * expanded * shape.special),
         steps=expanded // e * (columns // choice.block_k + 1),
         shared=shared_bytes(shape, choice, kind),
@@ -100,9 +109,10 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
             continue
         if not dense.worth_a_look(m, warps, kind, target):
             continue
-        choice = Choice(m, e, k, warps, stages)
-        if fits(shape, choice, kind, target):
-            yield choice
+        for f in dense.second_width(shape.expanded, e):
+            choice = Choice(m, e, k, warps, stages, f)
+            if fits(shape, choice, kind, target):
+                yield choice
 
 
 def closed_form(shape: Shape, kind: str, target: Target) -> Choice | None:

@@ -14,6 +14,14 @@ Hopper's ``wgmma`` (64 rows a warpgroup) run from shared memory; few rows get sm
 split over SPLIT_K programs whose partial sums a second kernel adds in a fixed order: 144 pixels
 (12 x 12, one image) by 256 channels are 12 tiles of 64 x 64 for 132 multiprocessors.
 
+Tiles of channels are BLOCK_N wide, or BLOCK_N + BLOCK_R, two products of one A tile: 160 channels
+are 128 + 32, where two tiles of 128 would read A twice and multiply 60 % more. L2 is what bounds
+these kernels on an H200 (measured: 15 to 60 % of their floors, at 4 to 5 TB/s out of L2), so A is
+to be read once, and what is read again is to come out of L1 (THROUGH_L1).
+
+The gate has one row an image, and a tile of pixels lies in IMAGES of them, one or two: those rows
+are loaded, not one for each pixel (IMAGES = 0: more than two images).
+
 K counts taps and channels through, so that a 3x3 window of C = 24 is 216 columns (padded to 224 or
 256) and not 9 times 32 = 288, and so that no tap needs a loop of its own. Neighbouring programs
 share their pixels: they find them in L2.
@@ -25,7 +33,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .gather import load_window, locate
+from .gather import load_columns, load_window, locate
 
 _RUN_TIME = [
     *("rows", "height", "width", "out_height", "out_width"),
@@ -38,55 +46,85 @@ def conv_kernel(
     x, weight, bias, gate, residual, out,
     rows, height, width, out_height, out_width, stride_h, stride_w, top, left,
     C: tl.constexpr, OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr,
-    GATED: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GATED: tl.constexpr, IMAGES: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, THROUGH_L1: tl.constexpr,
+    SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias: (OUT,); gate: (N, C) if GATED; residual,
     out: (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', OUT), partial sums
     that ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of channels, SPLIT_K)."""
     K: tl.constexpr = KH * KW * C
-    TILES_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
+    WIDTH: tl.constexpr = BLOCK_N + BLOCK_R
+    TILES_N: tl.constexpr = (OUT + WIDTH - 1) // WIDTH
     STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
     EVEN: tl.constexpr = K % (BLOCK_K * SPLIT_K) == 0
 
     pid = tl.program_id(0)
     split = tl.program_id(1)
     m = (pid // TILES_N) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = (pid % TILES_N) * WIDTH + tl.arange(0, BLOCK_N)
     first_h, first_w, base = locate(
-        m, rows, height, width, out_height, out_width, stride_h, stride_w, top, left, C, WIDE
+        m, rows, height, width, out_height, out_width, stride_h, stride_w, top, left, C, WIDE, PLAIN
     )
     weight_rows = weight + tl.minimum(n, OUT - 1)[None, :] * K
-    if GATED:
-        gate_rows = gate + (tl.minimum(m, rows - 1) // (height * width))[:, None] * C
-
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if BLOCK_R > 0:
+        r = (pid % TILES_N) * WIDTH + BLOCK_N + tl.arange(0, BLOCK_R)
+        more_rows = weight + tl.minimum(r, OUT - 1)[None, :] * K
+        more = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    if GATED:
+        image = tl.minimum(m, rows - 1) // (height * width)
+        if IMAGES > 0:
+            first = (pid // TILES_N) * BLOCK_M // (height * width)
+            second = (image != first)[:, None]
+            first_gate = gate + first * C
+            second_gate = gate + tl.minimum(first + 1, (rows - 1) // (height * width)) * C
+        else:
+            gate_rows = gate + image[:, None] * C
+
     for step in range(0, STEPS):
         k = (split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K)
         a = load_window(x, base, first_h, first_w, height, width, k, C, KH, KW, EVEN, PLAIN)
-        if EVEN:
-            b = tl.load(weight_rows + k[:, None])
-        else:
-            b = tl.load(weight_rows + k[:, None], mask=k[:, None] < K, other=0.0)
+        b = load_columns(weight_rows, k, K, EVEN)
         if GATED:
-            if EVEN:
+            if IMAGES > 0:
+                g = load_columns(first_gate, k, K, EVEN)[None, :]
+                if IMAGES > 1:
+                    g = tl.where(second, load_columns(second_gate, k, K, EVEN)[None, :], g)
+            elif EVEN:
                 g = tl.load(gate_rows + k[None, :])
             else:
-                g = tl.load(gate_rows + k[None, :], mask=k[None, :] < C, other=0.0)
+                g = tl.load(gate_rows + k[None, :], mask=k[None, :] < K, other=0.0)
             a = a * g
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        if BLOCK_R > 0:
+            more = tl.dot(a, load_columns(more_rows, k, K, EVEN), more, input_precision=PRECISION)
 
-    offsets = (m.to(tl.int64) if WIDE else m)[:, None] * OUT + n[None, :]
-    keep = (m < rows)[:, None] & (n < OUT)[None, :]
+    pixels = m.to(tl.int64) if WIDE else m
+    inside = m < rows
     if SPLIT_K > 1:
-        tl.store(out + split.to(tl.int64) * rows * OUT + offsets, acc, mask=keep)
-    else:
+        out += split.to(tl.int64) * rows * OUT
+    _finish(acc, pixels, inside, n, bias, residual, out, OUT, RESIDUAL, ACT, FAST, SPLIT_K)
+    if BLOCK_R > 0:
+        _finish(more, pixels, inside, r, bias, residual, out, OUT, RESIDUAL, ACT, FAST, SPLIT_K)
+
+
+@triton.jit
+def _finish(
+    acc, pixels, inside, n, bias, residual, out,
+    OUT: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation and residual of a tile of channels n, unless it is a partial sum; stores."""
+    offsets = pixels[:, None] * OUT + n[None, :]
+    keep = inside[:, None] & (n < OUT)[None, :]
+    if SPLIT_K == 1:
         acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
         acc = activate(acc, ACT, FAST)
         if RESIDUAL:
             acc += tl.load(residual + offsets, mask=keep, other=0.0).to(tl.float32)
-        tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=keep)
+    tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=["elements"])

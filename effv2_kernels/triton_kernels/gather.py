@@ -10,15 +10,18 @@ import triton.language as tl
 @triton.jit
 def locate(
     m, rows, height, width, out_height, out_width, stride_h, stride_w, top, left,
-    C: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, WIDE: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """m: (BLOCK_M,) output pixels, those past the last one taken for the last. Returns the row and
     column of each window's first tap (negative in the padding), and where that tap's channel 0
     lies.
 
-    WIDE: count elements in 64 bits, for maps of 2^31 and more.
+    WIDE: count elements in 64 bits, for maps of 2^31 and more. PLAIN: the window is the pixel m
+    itself, and needs none of the divisions.
     """
     m = tl.minimum(m, rows - 1)
+    if PLAIN:
+        return m, m, (m.to(tl.int64) if WIDE else m) * C
     column = m % out_width
     row = m // out_width
     image = row // out_height
@@ -37,9 +40,9 @@ def load_window(
 ):  # fmt: skip
     """The (BLOCK_M, BLOCK_K) tile of A at columns k, 0 in the padding and past the last column.
 
-    EVEN: no column lies past the last one. PLAIN: a 1x1 window without padding, of which every tap
-    is inside. Dividing k by a constant C leaves the compiler runs of channels that it can prove
-    contiguous, which is what makes these loads 16 bytes wide (C a multiple of 8).
+    EVEN: no column lies past the last one. PLAIN: every window is one pixel of the map. Dividing k
+    by a constant C leaves the compiler runs of channels that it can prove contiguous, which is what
+    makes these loads 16 bytes wide (C a multiple of 8).
     """
     if KH * KW == 1:
         offsets = base[:, None] + k[None, :]
@@ -63,3 +66,12 @@ def load_window(
             inside = inside & (tap[None, :] < KH * KW)
         tile = tl.load(x + offsets, mask=inside, other=0.0)
     return tile
+
+
+@triton.jit
+def load_columns(rows, k, K: tl.constexpr, EVEN: tl.constexpr):
+    """Columns k of one row, or of ``rows`` that lie along the second axis: 0 past the last one."""
+    offsets = k if len(rows.shape) == 0 else k[:, None]
+    if EVEN:
+        return tl.load(rows + offsets)
+    return tl.load(rows + offsets, mask=offsets < K, other=0.0)

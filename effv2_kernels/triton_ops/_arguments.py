@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import aten
-from . import interpreted, tf32
+from . import interpreted
 
 MOST_PIXELS = (1 << 31) - 1024  # pixels are counted in 32 bits, tiles beyond the last included
 MOST_ELEMENTS = (1 << 31) - 1
@@ -24,13 +24,12 @@ def runs(x: Tensor) -> bool:
 
 def kind(x: Tensor) -> str:
     """What multiplies, as in ``launch.dense.KINDS``; for the interpreter what has large tiles."""
-    return _KINDS.get(x.dtype) or ("tf32" if tf32() or interpreted() else "float32")
+    return _KINDS.get(x.dtype) or ("tf32" if interpreted() else "float32")
 
 
 def precision(x: Tensor) -> str:
     """The ``input_precision`` of ``tl.dot``, which only float32 asks for."""
-    rounds = x.dtype != torch.float32 or (tf32() and x.device.type != "cpu")
-    return "tf32" if rounds else "ieee"
+    return "tf32" if x.dtype != torch.float32 else "ieee"
 
 
 def fast(act: str, x: Tensor) -> bool:
@@ -90,7 +89,7 @@ def window(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Window:
     """stride: (sh, sw); padding: (top, bottom, left, right), or () for TF SAME. ``plain``: the
-    window is one pixel, and always inside the map."""
+    window of an output pixel is the input pixel of the same number."""
     top, bottom, left, right = sides = aten.four_sides(x, kernel, stride, padding)
     height, width = x.shape[2], x.shape[3]
     return Window(
@@ -102,5 +101,5 @@ def window(
         stride_w=stride[1],
         top=top,
         left=left,
-        plain=tuple(kernel) == (1, 1) and not any(sides),
+        plain=(*kernel, *stride) == (1, 1, 1, 1) and not any(sides),
     )

@@ -13,18 +13,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from ..launch.targets import Target
 from ._launch import Instance, options
 
+# The hook of ``_copies_through_l1`` is the process's.
+_HOOKED = threading.Lock()
+
 
 def compile_for(instance: Instance, target: Target) -> Any:
-    """The ``triton.compiler.CompiledKernel``, from the cache if it is there. Its tensors' addresses
-    are multiples of 16."""
+    """The ``triton.compiler.CompiledKernel``, from the cache if it is there."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -38,17 +41,55 @@ def compile_for(instance: Instance, target: Target) -> Any:
     constexprs: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list] = {}
     for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else types[name]
         if name in constants:
+            signature[name] = "constexpr"
             constexprs[(index,)] = constants[name]
-        elif signature[name].startswith("*"):
+            continue
+        signature[name], _, alignment = types[name].partition(":")
+        if signature[name].startswith("*") and not alignment:
             attributes[(index,)] = [["tt.divisibility", 16]]
     major, minor = target.capability
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs, attributes),
-        target=GPUTarget("cuda", 10 * major + minor, 32),
-        options=options(instance.warps, instance.stages),
-    )
+    with _copies_through_l1() if constants.get("THROUGH_L1") else nullcontext():
+        return triton.compile(
+            ASTSource(kernel, signature, constexprs, attributes),
+            target=GPUTarget("cuda", 10 * major + minor, 32),
+            options=options(instance.warps, instance.stages),
+        )
+
+
+@contextmanager
+def _copies_through_l1() -> Iterator[None]:
+    """Within it, asynchronous copies of 16 bytes are allocated in L1. Triton always has them pass
+    it by (``cp.async.cg``), whatever cache modifier a load asks for: nine taps of a window are then
+    read nine times from L2, which was all that bounded these kernels on an H200. In PTX it is one
+    letter, and Triton's hook for looking at the stages of a compilation (3.6 and later have it) is
+    where it can be changed. Without the hook the copies are as they were: right, and slower.
+    """
+    from triton import knobs
+
+    runtime = knobs.runtime
+    with _HOOKED:
+        before = getattr(runtime, "add_stages_inspection_hook", None)
+        if not hasattr(runtime, "add_stages_inspection_hook"):
+            yield
+            return
+
+        def hook(backend: Any = None, stages: Any = None, *rest: Any) -> Any:
+            found = before(backend, stages, *rest) if before is not None else ("", "")
+            if stages is not None:
+                make_ptx = stages["ptx"]
+                stages["ptx"] = lambda *args: _through_l1(make_ptx(*args))
+            return found
+
+        runtime.add_stages_inspection_hook = hook
+        try:
+            yield
+        finally:
+            runtime.add_stages_inspection_hook = before
+
+
+def _through_l1(ptx: str) -> str:
+    return ptx.replace("cp.async.cg.shared.global", "cp.async.ca.shared.global")
 
 
 def compile_all(

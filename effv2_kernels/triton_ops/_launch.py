@@ -4,7 +4,9 @@ would have been launched.
 Triton's launcher looks at every argument of every call, about 10 us of host time; a network at
 batch 1 is a hundred launches. Our kernels specialise on little: the dtypes of the tensors, whether
 their addresses are multiples of 16, and the constants. So the compiled kernel is kept under just
-that, and called. (Run-time numbers are declared ``do_not_specialize``, and fit 32 bits.)
+that, and called. (Run-time numbers are declared ``do_not_specialize``, and fit 32 bits.) What is
+not there yet is compiled by ``_compile``, as ``warmup`` does it ahead: one key on disk, whoever
+compiles.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ _INTERPRETER = replace(targets.KNOWN["sm_80"], name="Triton's interpreter", mult
 
 @dataclass(frozen=True)
 class Instance:
-    """A kernel as it is compiled. types: one an argument, as Triton writes them, None for a tensor
-    that is not there; constants: (name, value), in the order of the kernel's parameters."""
+    """A kernel as it is compiled. types: one an argument, as Triton writes them, ":1" added where
+    the address is no multiple of 16; None for a tensor that is not there. constants: (name, value),
+    in the order of the kernel's parameters."""
 
     module: str
     kernel: str
@@ -116,9 +119,18 @@ def _launch(
     key = (id(kernel), device, warps, stages, values, *map(_specialised, arguments))
     compiled = _COMPILED.get(key)
     if compiled is None:
-        _COMPILED[key] = kernel[grid](*arguments, **constants, **options(warps, stages))
-        return
+        instance = _instance(kernel, arguments, constants, warps, stages)
+        compiled = _COMPILED[key] = _compile(instance, device)
     compiled[grid](*arguments, *values)
+
+
+def _compile(instance: Instance, device: int) -> Any:
+    """The kernel, loaded on the current device, which is number ``device``."""
+    from ._compile import compile_for
+
+    compiled = compile_for(instance, targets.of_device(torch.device("cuda", device)))
+    compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
+    return compiled
 
 
 def options(warps: int, stages: int) -> dict[str, Any]:
@@ -132,12 +144,18 @@ def keep(instance: Instance, compiled: Any, device: int) -> None:
     kernel = getattr(importlib.import_module(instance.module), instance.kernel)
     values = tuple(value for _, value in instance.constants)
     specialised = (
-        (_DTYPES[kind], True) if kind in _DTYPES else None if kind is None else int
+        None if kind is None else int if kind == "i32" else _of_type(kind)
         for kind in instance.types
     )
     compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
     key = (id(kernel), device, instance.warps, instance.stages, values, *specialised)
     _COMPILED.setdefault(key, compiled)
+
+
+def _of_type(kind: str) -> tuple[torch.dtype, bool]:
+    """A tensor's dtype, and whether its address is a multiple of 16."""
+    pointer, _, alignment = kind.partition(":")
+    return _DTYPES[pointer], not alignment
 
 
 def _specialised(argument: Tensor | int | None) -> Any:
@@ -147,6 +165,10 @@ def _specialised(argument: Tensor | int | None) -> Any:
     return argument.dtype, argument.data_ptr() % 16 == 0
 
 
+def _type_of(tensor: Tensor) -> str:
+    return _TYPES[tensor.dtype] + ("" if tensor.data_ptr() % 16 == 0 else ":1")
+
+
 def _instance(
     kernel: Any,
     arguments: Sequence[Tensor | int | None],
@@ -154,10 +176,9 @@ def _instance(
     warps: int,
     stages: int,
 ) -> Instance:
-    """Of tensors as the allocator hands them out, so that their addresses are multiples of 16."""
+    """Tensors of the device "meta" have the address 0, as if the allocator had handed them out."""
     types = tuple(
-        _TYPES[a.dtype] if isinstance(a, Tensor) else None if a is None else "i32"
-        for a in arguments
+        None if a is None else "i32" if isinstance(a, int) else _type_of(a) for a in arguments
     )
     function = kernel.fn
     constant = tuple(constants.items())

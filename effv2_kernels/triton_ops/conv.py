@@ -84,17 +84,20 @@ def convolve(
         "KW": kernel[1],
         "PLAIN": window.plain,
         "GATED": gate is not None,
+        "IMAGES": _images_of_a_tile(gate, window.height * window.width, choice.block_m),
         "RESIDUAL": residual is not None and split == 1,
         "ACT": act if split == 1 else "none",
         "FAST": arguments.fast(act, x) and split == 1,
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
+        "THROUGH_L1": True,
         "SPLIT_K": split,
         "BLOCK_M": choice.block_m,
         "BLOCK_N": choice.block_n,
+        "BLOCK_R": choice.block_r,
         "BLOCK_K": choice.block_k,
     }
-    tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // choice.block_n)
+    tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // (choice.block_n + choice.block_r))
     into = out if split == 1 else arguments.empty(out, split, out.numel(), dtype=torch.float32)
     launch(
         conv_kernel,
@@ -107,6 +110,13 @@ def convolve(
     if split > 1:
         _finish(into, bias, residual, out, act, split)
     return out
+
+
+def _images_of_a_tile(gate: Tensor | None, pixels: int, block_m: int) -> int:
+    """In how many images a tile of block_m pixels lies: 1, 2, or 0 where it may be in more."""
+    if gate is None or pixels % block_m == 0:
+        return int(gate is not None)
+    return 2 if pixels >= block_m else 0
 
 
 def _finish(

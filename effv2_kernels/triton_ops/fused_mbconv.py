@@ -60,8 +60,10 @@ def fused_mbconv(
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
+        "THROUGH_L1": True,
         "BLOCK_M": choice.block_m,
         "BLOCK_E": choice.block_e,
+        "BLOCK_F": choice.block_f,
         "BLOCK_K": choice.block_k,
         "BLOCK_O": shape.block_o,
     }

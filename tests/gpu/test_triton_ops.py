@@ -39,7 +39,7 @@ CHANNELS = ((24, 96), (96, 384), (160, 960), (3, 24), (7, 33))
 
 @pytest.fixture(params=["bfloat16", "float16", "ieee", "tf32"])
 def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """float32 in both of its precisions: PyTorch's own results are as wide of the truth in TF32."""
+    """float32 where PyTorch may round operands to TF32, too: ours never are."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     rounds = request.param == "tf32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounds

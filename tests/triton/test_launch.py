@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +24,14 @@ TARGET = targets.KNOWN["sm_90a"]
 
 
 class StandIn:
-    """A kernel: compiled where it is launched by Triton's own path, launched where it is not."""
+    """A kernel that notes what was compiled of it, and what was launched."""
+
+    __name__, __module__ = "kernel", "somewhere"
 
     def __init__(self) -> None:
-        self.compiled: list[dict] = []
+        self.fn = self
+        self.compiled: list[Instance] = []
         self.launched: list[tuple] = []
-
-    def __getitem__(self, grid: tuple) -> Any:
-        def run(*args: Any, **options: Any) -> Any:
-            self.compiled.append({"grid": grid, "args": args, **options})
-            return Compiled(self, len(self.compiled) - 1)
-
-        return run
 
 
 class Compiled:
@@ -60,29 +57,34 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def call(kernel: StandIn, *args: Any, grid: tuple = (3, 1, 1), warps: int = 4, **constants: Any):
-    _launch._launch(kernel, grid, args, constants, warps, 2, 0)
+    def compile(instance: Instance, device: int) -> Compiled:
+        kernel.compiled.append(instance)
+        return Compiled(kernel, len(kernel.compiled) - 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_launch, "_compile", compile)
+        _launch._launch(kernel, grid, args, constants, warps, 2, 0)
 
 
-def test_the_second_launch_takes_the_short_path() -> None:
+def test_a_kernel_is_compiled_once_and_passed_everything_by_position() -> None:
     kernel, x = StandIn(), torch.zeros(64)
     call(kernel, x, None, 7, C=24, ACT="silu")
-    assert kernel.compiled == [
-        {
-            "grid": (3, 1, 1),
-            "args": (x, None, 7),
-            "C": 24,
-            "ACT": "silu",
-            "num_warps": 4,
-            "num_stages": 2,
-            "enable_fp_fusion": True,
-        }
+    constants = (("C", 24), ("ACT", "silu"))
+    wanted = Instance("somewhere", "kernel", ("*fp32", None, "i32"), constants, 4, 2)
+    assert kernel.compiled == [wanted]
+    call(kernel, torch.zeros(128), None, 8, grid=(5, 2, 1), C=24, ACT="silu")
+    assert kernel.compiled == [wanted]
+    assert [(number, grid) for number, grid, _ in kernel.launched] == [
+        (0, (3, 1, 1)),
+        (0, (5, 2, 1)),
     ]
-    other = torch.zeros(128)
-    call(kernel, other, None, 8, grid=(5, 2, 1), C=24, ACT="silu")
-    assert len(kernel.compiled) == 1
-    (number, grid, args) = kernel.launched[0]
-    assert (number, grid) == (0, (5, 2, 1)) and args[0] is other
-    assert args[1:] == (None, 8, 24, "silu"), "all parameters, in their order"
+    assert kernel.launched[1][2][1:] == (None, 8, 24, "silu"), "all parameters, in their order"
+
+
+def test_an_address_that_is_no_multiple_of_16_is_part_of_what_is_compiled() -> None:
+    kernel, buffer = StandIn(), torch.zeros(64)
+    call(kernel, buffer[1:], buffer, C=24)
+    assert kernel.compiled[0].types == ("*fp32:1", "*fp32")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +103,10 @@ def test_what_a_kernel_is_specialised_on_compiles_another(change: str) -> None:
         "warps": lambda: call(kernel, buffer, buffer, 7, warps=8, C=24),
     }[change]
     second()
-    assert len(kernel.compiled) == 2 and not kernel.launched
+    assert len(kernel.compiled) == 2 and len(set(kernel.compiled)) == 2
     second()
-    assert len(kernel.compiled) == 2 and kernel.launched[0][0] == 1
+    assert len(kernel.compiled) == 2
+    assert [number for number, _, _ in kernel.launched] == [0, 1, 1]
 
 
 def test_a_launch_is_on_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +167,24 @@ def test_what_a_worker_compiled_is_not_compiled_again(
     for instance in needed:
         assert compile_for(instance, TARGET).asm["cubin"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")} == before
+
+
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_an_unaligned_tensor_is_read_in_narrower_pieces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with recording(TARGET) as found:
+        args = arguments("conv_bias_act", dtype=torch.bfloat16, channels=(16, 32))
+        triton_ops.EXPLICIT["conv_bias_act"](
+            *ordered("conv_bias_act", mapped(args, lambda t: t.to("meta")))
+        )
+    (instance, *_) = found
+    odd = dataclasses.replace(instance, types=("*bf16:1", *instance.types[1:]))
+    copies = [compile_for(i, TARGET).asm["ptx"].count("cp.async.ca") for i in (instance, odd)]
+    assert copies[0] > 0, "16 bytes at a time, and through L1"
+    assert "cp.async.cg" not in compile_for(instance, TARGET).asm["ptx"]
+    assert copies[1] != copies[0] and len(list(tmp_path.rglob("*.cubin"))) == 2
 
 
 def test_kept_kernels_are_found_by_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,15 @@ def test_windows(name: str, dtype: torch.dtype, tiles) -> None:
         check(OP, args)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("expanded", [20, 48, 96, 100])
+def test_two_products_of_one_tile(expanded: int, dtype: torch.dtype, tiles) -> None:
+    """32 + 16 expanded channels a chunk: fewer than the first product's, one chunk, two, more."""
+    tiles(OP, Choice(32, 32, 16, 4, 2, block_f=16))
+    for extra in (False, True):
+        check(OP, arguments(OP, SMALL, dtype=dtype, channels=(12, expanded), extra=extra))
+
+
 @pytest.mark.parametrize("channels", [(3, 20), (24, 50), (96, 100)], ids=str)
 def test_the_launch_that_is_chosen(channels: tuple[int, int]) -> None:
     for dtype in DTYPES:
