@@ -76,6 +76,11 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
     return dense.fits(_tile(shape, choice, kind, target), target, kind)
 
 
+def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
+    tile = _tile(shape, choice, kind, target)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, kind)
+
+
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     """Clocks by the model of ``dense``."""
     item = dense.ITEM_BYTES[kind]
@@ -107,7 +112,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
             continue
         for r in dense.second_width(shape.out_channels, n):
             choice = Choice(m, n, k, split, warps, stages, r)
-            if fits(shape, choice, kind, target):
+            if _fits_well(shape, choice, kind, target):
                 yield choice
 
 

@@ -70,6 +70,11 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
     return dense.fits(_tile(shape, choice, kind, target), target, kind)
 
 
+def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
+    tile = _tile(shape, choice, kind, target)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, kind)
+
+
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     """Clocks by the model of ``dense``."""
     tiles_n = -(-shape.out_channels // choice.block_n)
@@ -98,7 +103,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
         tiles = -(-shape.pixels // m)
         for parts in sorted({1, -(-tiles // 2), tiles}):
             choice = Choice(m, n, k, parts, warps, stages)
-            if fits(shape, choice, kind, target):
+            if _fits_well(shape, choice, kind, target):
                 yield choice
 
 

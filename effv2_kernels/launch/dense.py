@@ -89,10 +89,19 @@ class Tile:
 
 
 def fits(tile: Tile, target: Target, kind: str) -> bool:
-    """Whether a program can run: shared memory within the limit, and few enough accumulators that
-    ptxas does not spill (found by compiling; ``benchmarks/results/static/triton.csv``)."""
-    per_thread = tile.accumulators // (32 * tile.warps)
-    return tile.shared <= target.shared_per_block and per_thread <= _MOST_ACCUMULATORS[kind]
+    """Whether a program can run: shared memory and accumulators within the limits."""
+    return tile.shared <= target.shared_per_block and _per_thread(tile) <= MAX_REGISTERS - 64
+
+
+def is_roomy(tile: Tile, kind: str) -> bool:
+    """Whether there are few enough accumulators that ptxas spills on no architecture (found by
+    compiling; ``benchmarks/results/static/triton.csv``). Some with more are faster, where they were
+    measured."""
+    return _per_thread(tile) <= _MOST_ACCUMULATORS[kind]
+
+
+def _per_thread(tile: Tile) -> int:
+    return tile.accumulators // (32 * tile.warps)
 
 
 def worth_a_look(block_m: int, warps: int, kind: str, target: Target) -> bool:

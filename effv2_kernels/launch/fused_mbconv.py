@@ -86,6 +86,11 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
     return dense.fits(_tile(shape, choice, kind, target), target, kind)
 
 
+def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
+    tile = _tile(shape, choice, kind, target)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, kind)
+
+
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     """Clocks by the model of ``dense``."""
     weights = shape.expanded * (shape.columns + shape.out_channels)
@@ -111,7 +116,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
             continue
         for f in dense.second_width(shape.expanded, e):
             choice = Choice(m, e, k, warps, stages, f)
-            if fits(shape, choice, kind, target):
+            if _fits_well(shape, choice, kind, target):
                 yield choice
 
 
