@@ -1,5 +1,6 @@
 """``python -m benchmarks verdict DIR``: what a GPU run found, in few lines: what is wrong, what a
-network gains, which operators lose to what they replace, and how far each is from its floor."""
+network gains, which operators lose to what they replace, and how far each is from its floor.
+``--write`` switches off what is wrong or loses (see ``switching_off``)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import correctness, results
+from effv2_kernels.launch import tables
+
+from . import correctness, results, switching_off
 from .ops.cases import SUITES as OPERATORS
 from .results import Row
 
@@ -20,10 +23,16 @@ HELP = "what a GPU run found, in few lines"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="with its results.csv and checks.jsonl")
+    parser.add_argument("--write", nargs="?", type=Path, const=tables.FOLDER, metavar="FOLDER",
+                        help="put what is wrong or slow into FOLDER's <gpu>.off.json, by default "
+                             "where dispatch reads it")  # fmt: skip
 
 
 def command(arguments: argparse.Namespace) -> int:
     print(text(arguments.folder))
+    if arguments.write is not None:
+        rows = results.read(arguments.folder / "results.csv")
+        print("", switching_off.write(rows, arguments.write), sep="\n")
     return 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from . import _native, cpu, ops, triton_ops
+from .launch import switched_off
 
 NAMES = ("cuda", "triton", "cpu")
 MIN_CAPABILITY = (8, 0)
@@ -110,14 +112,39 @@ def runs_on(
     dtype: torch.dtype = torch.float32,
     triton: bool = False,
 ) -> str:
-    """What runs an op for such tensors: "cuda", "triton", "onednn" or "aten". ``triton``: where
-    Triton was asked for by name."""
+    """What runs an op for such tensors: "cuda", "triton", "onednn" or "aten"; at single shapes an
+    engine may be switched off all the same (``switched_off_notes``). ``triton``: where Triton was
+    asked for by name."""
+    gpu = switched_off.gpu_of(device)
+
+    def is_on(engine: str) -> bool:
+        return not switched_off.why_not(op, engine, dtype, gpu, by_name=triton)
+
     if triton:
-        return "triton" if triton_ops.has(op, dtype, explicit=True) else "aten"
+        runs = triton_ops.has(op, dtype, explicit=True) and is_on("triton")
+        return "triton" if runs else "aten"
     if device.type == "cuda":
-        if op in ops.NATIVE_OPS:
+        if op in ops.NATIVE_OPS and is_on("cuda"):
             return "cuda"
-        return "triton" if triton_ops.has(op, dtype, explicit=False) else "aten"
+        runs = triton_ops.has(op, dtype, explicit=False) and is_on("triton")
+        return "triton" if runs else "aten"
     if device.type == "cpu" and op != "squeeze_excite_gate" and dtype in cpu.onednn_dtypes():
         return "onednn"
     return "aten"
+
+
+def switched_off_notes(
+    names: Iterable[str], device: torch.device, triton: bool = False
+) -> list[str]:
+    """What the report says of those ops in ``names`` that an engine which is here declines on
+    ``device``, whole or at some shapes. ``triton``: as in ``runs_on``."""
+    if device.type != "cuda" and not triton:
+        return []
+    here = {name: _engines(name, triton) for name in dict.fromkeys(names)}
+    return switched_off.sentences(here, switched_off.gpu_of(device), by_name=triton)
+
+
+def _engines(op: str, triton: bool) -> list[str]:
+    """Which engines have the op, and may be asked for it."""
+    found = ["cuda"] if op in ops.NATIVE_OPS and not triton else []
+    return found + (["triton"] if op in triton_ops.EXPLICIT and not triton_ops.missing() else [])

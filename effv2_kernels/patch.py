@@ -14,7 +14,7 @@ from torch import nn
 
 from . import adapters, macs
 from .adapters.ends import Ends
-from .backends import choose, runs_on
+from .backends import choose, runs_on, switched_off_notes
 from .blocks import Block, ConvBNAct, Refusal, leaves_of
 from .inference import BlockRunner, Watch, hooks_of, op_names
 from .modules import links_of
@@ -82,12 +82,14 @@ def patch(
     pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end, triton)}
     for _, end in ends:
         _join_checks(end.model)
+    named = [(c, _ops_of(c, c.name in pooled_heads)) for c in accepted]
+    off = switched_off_notes((op for _, names in named for op in names), device, triton)
     return PatchReport(
-        patched=[_entry(c, c.name in pooled_heads, device, triton) for c in accepted],
+        patched=[_entry(c, names, device, triton) for c, names in named],
         skipped=[Skipped(c.name, c.described.reason) for c in refused],
         coverage=coverage,
         backend=chosen,
-        notes=[*notes, *uncounted],
+        notes=[*notes, *off, *uncounted],
     )
 
 
@@ -243,9 +245,15 @@ def _model_order(model: nn.Module):
     return lambda candidate: order[candidate.name]
 
 
-def _entry(candidate: _Candidate, pooled: bool, device: torch.device, triton: bool) -> Patched:
+def _ops_of(candidate: _Candidate, pooled: bool) -> tuple[str, ...]:
     block = candidate.described
-    names = op_names(block, pooled=pooled and isinstance(block, ConvBNAct))
+    return op_names(block, pooled=pooled and isinstance(block, ConvBNAct))
+
+
+def _entry(
+    candidate: _Candidate, names: tuple[str, ...], device: torch.device, triton: bool
+) -> Patched:
+    block = candidate.described
     dtype = next(leaves_of(block)).weight.dtype
     ops = tuple(f"{name}[{runs_on(name, device, dtype, triton)}]" for name in names)
     return Patched(candidate.name, type(block).__name__, ops)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import ops, triton_ops
 from .inference import DISPATCHED, TRITON
-from .launch import targets
+from .launch import switched_off, targets
 from .launch.targets import Target
 from .patch import is_patched
 
@@ -78,7 +78,7 @@ def launches(
     native = ops.NATIVE_OPS if native is None else native
     shadow = _on_meta(model, dtype)
     kind = next(shadow.parameters()).dtype
-    with torch.no_grad(), recording(target) as found, _Recorder(native):
+    with torch.no_grad(), recording(target) as found, _Recorder(native, kind, target.name):
         for size in sizes:
             shadow(torch.empty(size, dtype=kind, device="meta"))
     return list(found)
@@ -95,15 +95,22 @@ def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 
 class _Recorder(TorchDispatchMode):
-    """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for."""
+    """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for; not
+    of those that are switched off whole on the GPU named ``gpu``."""
 
-    def __init__(self, native: frozenset[str]):
+    def __init__(self, native: frozenset[str], kind: torch.dtype, gpu: str):
         super().__init__()
-        automatic = {k: v for k, v in triton_ops.KERNELS.items() if k not in native}
+
+        def is_off(op: str, engine: str, by_name: bool = False) -> bool:
+            return bool(switched_off.why_not(op, engine, kind, gpu, by_name=by_name))
+
+        natively = {op for op in native if not is_off(op, "cuda")}
+        automatic = {k: v for k, v in triton_ops.KERNELS.items() if k not in natively}
         self._ops = {
             getattr(namespace, name).default: run
             for namespace, kernels in ((DISPATCHED, automatic), (TRITON, triton_ops.EXPLICIT))
             for name, run in kernels.items()
+            if not is_off(name, "triton", by_name=namespace is TRITON)
         }
 
     def __torch_dispatch__(

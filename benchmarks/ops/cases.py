@@ -37,6 +37,13 @@ class Case:
             for value in self.arguments
         )
 
+    def outline(self, batch: int) -> tuple[Any, ...]:
+        """The arguments without their contents: tensors of the device "meta"."""
+        return tuple(
+            torch.empty(_with_batch(*value, batch), device="meta") if _is_drawn(value) else value
+            for value in self.arguments
+        )
+
     def some_images(self, arguments: tuple[Any, ...], count: int) -> tuple[Any, ...]:
         """The arguments with only the first and the last of the images, ``count`` at most."""
         return tuple(
@@ -73,6 +80,10 @@ def _is_drawn(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
+def _with_batch(kind: str, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    return (batch, *shape) if kind in ("map", "rows") else shape
+
+
 def _draw(
     kind: str,
     shape: tuple[int, ...],
@@ -82,9 +93,7 @@ def _draw(
     random: torch.Generator,
     op: str,
 ) -> Tensor:
-    if kind in ("map", "rows"):
-        shape = (batch, *shape)
-    drawn = torch.randn(shape, generator=random, device=device)
+    drawn = torch.randn(_with_batch(kind, shape, batch), generator=random, device=device)
     if kind == "weight":  # keeps the scale of what it is applied to
         drawn *= elements(shape[1:]) ** -0.5
     drawn = drawn.to(torch.float32 if kind == "bias" and op != "squeeze_excite_gate" else dtype)

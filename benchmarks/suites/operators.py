@@ -56,6 +56,13 @@ def cases(suite: str, options: Options) -> list[Case]:
 
 
 @cache
+def in_networks(suite: str) -> dict[str, Case]:
+    """By its name, every case that the networks have at their own resolution."""
+    found = [block for name in NETWORKS for block in _blocks(name, find(name).resolution)]
+    return {case.name: case for case in of_blocks(suite, found)}
+
+
+@cache
 def _blocks(name: str, resolution: int) -> list[Placed]:
     with torch.device("meta"):
         return blocks_of(python_ref.create(name), resolution)

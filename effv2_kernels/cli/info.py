@@ -17,6 +17,7 @@ import torch
 import effv2_kernels
 
 from .. import _native
+from ..launch import off_tables, switched_off
 
 _PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy")
 _VARIABLES = (
@@ -39,6 +40,7 @@ def text() -> str:
         "machine": _machine(),
         "built": _built(),
         "backends": _backends(),
+        "switched off": _switched_off(),
     }
     lines = []
     for title, entries in sections.items():
@@ -150,6 +152,18 @@ def _backends() -> Iterator[tuple[str, str]]:
     for name, status in effv2_kernels.backends().items():
         answer = "can run" if status.available else "cannot run"
         yield name, f"{answer}: {status.reason}" if status.reason else answer
+
+
+def _switched_off() -> Iterator[tuple[str, str]]:
+    """For each GPU that is here, what its table and the environment name, one entry a line."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = dict.fromkeys(torch.cuda.get_device_properties(i).name for i in range(count)) or ("",)
+    lines = [(entry.op, entry.text(gpu)) for gpu in gpus for entry in switched_off.of_gpu(gpu)]
+    if switched_off.everything_is_on():
+        yield "nothing", f"{off_tables.VARIABLE}=none, so the tables are not looked at"
+    elif not lines:
+        yield "nothing", "no table and no variable names an operator for what is here"
+    yield from dict.fromkeys(lines)
 
 
 def _output(command: list[str]) -> str:

@@ -68,20 +68,25 @@ def nearest(gpu: str, kernel: str, shape: Any, kind: str) -> Any:
 def read(path: Path) -> list[Entry]:
     """The entries of a file. Raises TableError."""
     text = path.read_text()
-    return [_entry(found, f"{path}, line {line}") for line, found in _elements(path, text)]
+    return [_entry(found, f"{path}, line {line}") for line, found in elements(path, text)]
 
 
 def write(path: Path, entries: Iterable[Entry]) -> None:
-    """Put entries into a file, one a line: over those of the same shape, else at the end. The old
-    file is there until the new one is whole."""
+    """Put entries into a file, one a line: over those of the same shape, else at the end."""
     merged = {entry.key: entry for entry in (read(path) if path.exists() else [])}
     merged.update((entry.key, entry) for entry in entries)
-    lines = ",\n".join(json.dumps(_plain(entry)) for entry in merged.values())
+    write_array(path, (json.dumps(_plain(entry)) for entry in merged.values()))
+    _of_gpu.cache_clear()
+
+
+def write_array(path: Path, values: Iterable[str]) -> None:
+    """Make a file of the JSON array of ``values``, one a line. The old file is there until the new
+    one is whole."""
+    lines = ",\n".join(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_suffix(".part")
     whole.write_text(f"[\n{lines}\n]\n" if lines else "[]\n")
     whole.replace(path)
-    _of_gpu.cache_clear()
 
 
 @functools.cache
@@ -113,8 +118,8 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return dict(zip(_KEYS, values, strict=True))
 
 
-def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of each element of the array that ``text`` is."""
+def elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each element of the array that ``text`` is. Raises TableError."""
     try:
         if not isinstance(json.loads(text), list):
             raise TableError(f"{path}, line 1: a table is an array of entries")

@@ -3,7 +3,8 @@
 Importing this package registers them all; ``torch.ops.effv2`` then has them. The native library,
 where it was built, brings its CUDA kernels first, then come Triton's, and ops without either run
 ATen on the GPU. ``torch.ops.effv2_triton`` has the same ops with Triton first, for whoever asks for
-it by name, on the CPU too where Triton interprets.
+it by name, on the CPU too where Triton interprets. What is switched off (``launch/switched_off``)
+declines, and the next in line runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .. import _native, cuda, triton_ops
+from ..launch import switched_off
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -21,7 +23,7 @@ from . import (
     squeeze_excite_gate,
     stem,
 )
-from ._library import has_kernel, register_cuda, register_triton
+from ._library import brought, has_kernel, register_cuda, register_triton
 
 FAMILIES = {
     module.NAME: module
@@ -43,17 +45,26 @@ NATIVE_OPS = frozenset(cuda.KERNELS) | {name for name in FAMILIES if has_kernel(
 TRITON_INTERPRETED = triton_ops.interpreted()
 
 
-def _found(name: str, *tables: Mapping[str, Callable]) -> list[Callable]:
-    return [table[name] for table in tables if name in table]
+def _found(name: str, by_name: bool = False, **engines: Mapping[str, Callable]) -> list[Callable]:
+    return [
+        switched_off.obeying(name, engine, table[name], by_name=by_name)
+        for engine, table in engines.items()
+        if name in table
+    ]
 
 
 for _name, _family in FAMILIES.items():
-    _automatic = _found(_name, cuda.KERNELS, triton_ops.KERNELS)
-    register_cuda(_name, _family.fake, [*_automatic, _family.aten])
+    _whole = has_kernel(_name, "CUDA")
+    # What the native library brought whole stays as it is, unless it may have to decline.
+    if not _whole or switched_off.named(_name, "cuda"):
+        _native_kernels = {_name: brought(_name)} if _whole else cuda.KERNELS
+        _automatic = _found(_name, cuda=_native_kernels, triton=triton_ops.KERNELS)
+        register_cuda(_name, _family.fake, [*_automatic, _family.aten])
+    _explicit = _found(_name, by_name=True, triton=triton_ops.EXPLICIT)
     register_triton(
         _family.SCHEMA,
         fake=_family.fake,
         aten=_family.aten,
-        implementations=[*_found(_name, triton_ops.EXPLICIT), _family.aten],
+        implementations=[*_explicit, _family.aten],
         devices=("CUDA", "CPU") if TRITON_INTERPRETED else ("CUDA",),
     )

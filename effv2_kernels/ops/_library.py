@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -43,11 +44,24 @@ def register(
 
 def register_cuda(name: str, fake: Callable, implementations: Sequence[Callable]) -> None:
     """Let CUDA tensors run the first of ``implementations`` that does not decline, by returning
-    NotImplemented, what it is asked for; the last one never does. An op that the native library
-    brought whole stays as it is."""
-    if has_kernel(name, "CUDA"):
-        return
-    LIBRARY.impl(name, _checked(name, fake, _first_that_can(name, implementations)), "CUDA")
+    NotImplemented, what it is asked for; the last one never does. Replaces what the native library
+    brought (see ``brought``)."""
+    run = _checked(name, fake, _first_that_can(name, implementations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, that a kernel is replaced
+        LIBRARY.impl(name, run, "CUDA", allow_override=True)
+
+
+def brought(name: str) -> Callable:
+    """What the native library registered whole for CUDA tensors, as a function: it stays callable
+    when something else is registered in its place."""
+    kernel = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CUDA")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def run(*args: Any) -> Any:
+        return kernel.call_boxed(keys, *args)
+
+    return run
 
 
 def register_triton(

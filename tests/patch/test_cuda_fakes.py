@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
 import python_ref
-from effv2_kernels import _native
+from effv2_kernels import _native, triton_ops
+from effv2_kernels.backends import runs_on, switched_off_notes
+from effv2_kernels.launch import off_tables, switched_off
+from effv2_kernels.launch.off_tables import Entry
 from tests.ops.cases import OPS, SMALL, arguments, mapped, run
 
 STATUS = _native.load()
 NATIVE = {"stem", "expand_depthwise", "squeeze_excite_gate"}
+GPU = "NVIDIA Test GPU (2)"
 
 
 class Record(TorchDispatchMode):
@@ -66,6 +71,71 @@ def test_the_report_says_what_runs_natively() -> None:
     ops = {op for entry in report.patched for op in entry.ops}
     assert {f"{name}[cuda]" for name in NATIVE} <= ops
     assert not [op for op in ops if op.endswith("[onednn]")]
+
+
+@pytest.fixture
+def off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that puts entries into the table of the GPU that fake tensors are on."""
+    monkeypatch.setenv("EFFV2_TABLES", str(tmp_path))
+    monkeypatch.setattr(switched_off, "gpu_of", lambda device: GPU if device.type == "cuda" else "")
+    monkeypatch.setattr("effv2_kernels.ops.NATIVE_OPS", frozenset(NATIVE))
+    monkeypatch.setattr(triton_ops, "missing", str)
+
+    def write(*entries: Entry) -> None:
+        off_tables.write(off_tables.path_of(GPU, tmp_path), entries)
+        switched_off.forget()
+
+    switched_off.forget()
+    yield write
+    switched_off.forget()
+
+
+def report_of(device: str = "cuda") -> ek.PatchReport:
+    with FakeTensorMode(), torch.device(device), default_dtype(torch.bfloat16):
+        return ek.patch(python_ref.create("b0", num_classes=10).eval())
+
+
+def of(report: ek.PatchReport) -> set[str]:
+    return {op for entry in report.patched for op in entry.ops}
+
+
+def test_the_report_says_what_is_switched_off(off: Callable[..., None]) -> None:
+    before = report_of()
+    assert of(before) >= {"stem[cuda]", "expand_depthwise[cuda]", "fused_mbconv[triton]"}
+    assert not [note for note in before.notes if "switched off" in note]
+    narrow = (("channels", 24),)
+    off(
+        Entry("expand_depthwise", "cuda", "any", (), "slower: 0.8x", "abc123"),
+        Entry("stem", "any", "bfloat16", (), "wrong: 2 of 9 outputs", "abc123"),
+        Entry("gated_project", "triton", "any", narrow, "slower: 0.9x", "abc123"),
+        Entry("depthwise_bias_act", "cuda", "any", (), "wrong", "abc123"),  # not in this model
+    )
+    report = report_of()
+    changed = {"stem[cuda]": "stem[aten]", "expand_depthwise[cuda]": "expand_depthwise[triton]"}
+    assert of(report) == {changed.get(op, op) for op in of(before)}
+    assert [note for note in report.notes if "switched off" in note] == [
+        f"stem: cuda and triton are switched off in bfloat16 on {GPU} "
+        "(wrong: 2 of 9 outputs, measured at abc123)",
+        f"expand_depthwise: cuda is switched off on {GPU} (slower: 0.8x, measured at abc123)",
+        f"gated_project: triton is switched off on {GPU} at channels 24 "
+        "(slower: 0.9x, measured at abc123)",
+    ]
+    assert f"note: expand_depthwise: cuda is switched off on {GPU}" in str(report)
+    on_the_cpu = report_of("cpu")
+    assert not [note for note in on_the_cpu.notes if "switched off" in note]
+
+
+def test_asked_for_by_name_only_what_is_wrong_is_off(off: Callable[..., None]) -> None:
+    off(
+        Entry("fused_mbconv", "triton", "any", (), "slower: 0.8x", "abc123"),
+        Entry("stem", "triton", "any", (), "wrong", "abc123"),
+    )
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    assert runs_on("fused_mbconv", device, dtype) == "aten"
+    assert runs_on("fused_mbconv", device, dtype, triton=True) == "triton"
+    assert runs_on("stem", device, dtype, triton=True) == "aten"
+    notes = switched_off_notes(["fused_mbconv", "stem"], device, triton=True)
+    assert notes == [f"stem: triton is switched off on {GPU} (wrong, measured at abc123)"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

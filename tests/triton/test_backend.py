@@ -16,7 +16,8 @@ import effv2_kernels as ek
 import python_ref
 from effv2_kernels import triton_ops
 from effv2_kernels.backends import runs_on
-from effv2_kernels.launch import targets
+from effv2_kernels.launch import off_tables, switched_off, targets
+from effv2_kernels.launch.off_tables import Entry
 from python_ref.variants import Stage, Variant
 from tests.ops.cases import OPS, arguments, mapped, ordered, plain
 
@@ -32,8 +33,9 @@ TINY = Variant(
     train_size=32,
     eval_size=32,
 )
-# The package exports a function of this name.
+# The package exports functions of these names.
 backends = importlib.import_module("effv2_kernels.backends")
+warmup_module = importlib.import_module("effv2_kernels.warmup")
 WITHOUT_A_GPU = pytest.mark.skipif(
     torch.cuda.is_available() or triton_ops.interpreted(), reason="Triton runs here"
 )
@@ -130,6 +132,33 @@ def test_warmup_compiles_for_a_gpu_that_is_not_there(monkeypatch, tmp_path) -> N
     assert len(list(tmp_path.rglob("*.cubin"))) == count
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert next(model.parameters()).device.type == "cpu"
+
+
+@WITH_TRITON
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_warmup_leaves_out_what_is_switched_off(monkeypatch, tmp_path) -> None:
+    target = targets.KNOWN["sm_90a"]
+    model = tiny()
+    ek.patch(model)
+
+    def kernels(native: frozenset[str]) -> set[str]:
+        switched_off.forget()
+        found = warmup_module.launches(model, [(1, 3, 32, 32)], target, native=native)
+        return {instance.kernel for instance in found}
+
+    monkeypatch.setenv("EFFV2_TABLES", str(tmp_path))
+    try:
+        assert "fused_mbconv_kernel" in kernels(frozenset())
+        assert "depthwise_kernel" not in kernels(frozenset({"expand_depthwise"}))
+        off = [
+            Entry("fused_mbconv", "triton", "bfloat16", (), "slower: 0.8x", "abc123"),
+            Entry("expand_depthwise", "cuda", "any", (), "wrong", "abc123"),
+        ]
+        off_tables.write(off_tables.path_of(target.name, tmp_path), off)
+        assert "fused_mbconv_kernel" not in kernels(frozenset())
+        assert "depthwise_kernel" in kernels(frozenset({"expand_depthwise"}))
+    finally:
+        switched_off.forget()
 
 
 def test_warmup_says_what_is_missing() -> None:

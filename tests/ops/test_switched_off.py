@@ -1,0 +1,132 @@
+"""The registered ops obey what is switched off. A process registers once, so each case has one of
+its own, in which stand-ins take the places of kernels, and the ops' CUDA implementations are given
+CPU tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from effv2_kernels.launch import off_tables
+from effv2_kernels.launch.off_tables import Entry
+
+ROOT = Path(__file__).parents[2]
+GPU = "NVIDIA Test GPU (2)"
+SCRIPT = """
+import json, sys, warnings
+warnings.simplefilter("error")
+import torch
+early = torch.library.Library("effv2", "IMPL", "CUDA")
+launched = []
+# As the native library brings it.
+early.impl("squeeze_excite_gate", lambda pooled, *rest: launched.append("gate") or pooled + 7)
+
+import effv2_kernels
+from effv2_kernels import triton_ops
+from effv2_kernels.launch import switched_off
+from effv2_kernels.ops import FAMILIES, _library
+from tests.ops.cases import Geometry, arguments, ordered
+
+def kernel(name):
+    return lambda *args: launched.append(name) or FAMILIES[name].aten(*args)
+
+triton_ops._function = kernel
+switched_off.gpu_of = lambda device: sys.argv[1]
+geometry = Geometry((6, 5), (3, 3), (1, 1), (1, 1, 1, 1))
+keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+found = {}
+for namespace in ("effv2", "effv2_triton"):
+    for name, family in FAMILIES.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            args = ordered(name, arguments(name, geometry, dtype=dtype))
+            op = getattr(getattr(torch.ops, namespace), name).default
+            launched.clear()
+            ours, right = op.redispatch(keys, *args), family.aten(*args)
+            ours, right = ((t if isinstance(t, tuple) else (t,))[0] for t in (ours, right))
+            same = torch.equal(ours, right) or launched == ["gate"]
+            found[f"{namespace} {name} {dtype}"] = [*launched, *([] if same else ["WRONG"])]
+replaced = "effv2/squeeze_excite_gate/CUDA" in _library.LIBRARY._op_impls
+print(json.dumps([found, replaced]))
+"""
+Launched = dict[str, list[str]]
+
+
+def launched(tmp_path: Path, *entries: Entry, disable: str = "") -> tuple[Launched, bool]:
+    """By "namespace op dtype": which kernels were launched in a process with these entries for GPU
+    and this EFFV2_DISABLE; and whether the native library's whole op was replaced."""
+    if entries:
+        off_tables.write(off_tables.path_of(GPU, tmp_path), entries)
+    environment = {**os.environ, "EFFV2_TABLES": str(tmp_path), "EFFV2_DISABLE": disable}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, GPU],
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def entry(op: str, engine: str, reason: str, dtype: str = "any", **shape: int) -> Entry:
+    return Entry(op, engine, dtype, tuple(shape.items()), reason, "abc123")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """What is launched where nothing is switched off."""
+    found, replaced = launched(tmp_path_factory.mktemp("none"))
+    assert not replaced, "the native library's op stays as it is"
+    return found
+
+
+def changes(found: Launched, everything: Launched) -> dict[str, list[str]]:
+    return {key: names for key, names in found.items() if names != everything[key]}
+
+
+def test_every_engine_is_launched_where_nothing_is_off(everything: Launched) -> None:
+    assert everything["effv2 squeeze_excite_gate torch.bfloat16"] == ["gate"]
+    assert everything["effv2_triton squeeze_excite_gate torch.bfloat16"] == []
+    for op in ("stem", "conv_bias_act", "expand_depthwise", "gated_project"):
+        for namespace in ("effv2", "effv2_triton"):
+            assert everything[f"{namespace} {op} torch.bfloat16"] == [op]
+
+
+def test_the_variable(everything: Launched, tmp_path: Path) -> None:
+    found, _ = launched(tmp_path, disable="stem:triton,gated_project,conv_bias_act:cuda")
+    off = [key for key in everything if key.split()[1] in ("stem", "gated_project")]
+    assert changes(found, everything) == {key: [] for key in off}
+
+
+def test_a_table(everything: Launched, tmp_path: Path) -> None:
+    wrong = entry("fused_mbconv", "triton", "wrong: 1 of 9 outputs", "bfloat16")
+    slow = entry("conv_act_pool", "any", "slower: 0.80x", "bfloat16")
+    small = entry("depthwise_bias_act", "triton", "wrong", height=6, kernel=3, least_batch=1)
+    other = entry("stem", "triton", "wrong", height=7)
+    found, replaced = launched(tmp_path, wrong, slow, small, other)
+    assert not replaced
+    off = {
+        "effv2 fused_mbconv torch.bfloat16",
+        "effv2_triton fused_mbconv torch.bfloat16",
+        "effv2 conv_act_pool torch.bfloat16",
+        *(key for key in everything if "depthwise_bias_act" in key),
+    }
+    assert changes(found, everything) == {key: [] for key in off}
+
+
+def test_an_op_that_the_native_library_brought_whole(everything: Launched, tmp_path: Path) -> None:
+    off = entry("squeeze_excite_gate", "cuda", "wrong", "bfloat16")
+    found, replaced = launched(tmp_path, off)
+    assert replaced
+    assert changes(found, everything) == {"effv2 squeeze_excite_gate torch.bfloat16": []}
+
+
+def test_all_is_on_where_the_variable_says_so(everything: Launched, tmp_path: Path) -> None:
+    off = entry("squeeze_excite_gate", "cuda", "wrong"), entry("stem", "any", "wrong")
+    found, replaced = launched(tmp_path, *off, disable="none")
+    assert not replaced and changes(found, everything) == {}
