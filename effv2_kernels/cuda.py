@@ -82,12 +82,9 @@ def expand_depthwise_(
         if _fits(x.shape[1:]) and _fits((channels, *size)):
             launch = expand_depthwise.choose(problem, targets.of_device(x.device))
     if launch is None:
-        hidden = OPS.conv_bias_act.default(
-            x, expand_weight, expand_bias, None, (1, 1), (0, 0, 0, 0), act
-        )
-        return OPS.depthwise_bias_act.default(
-            hidden, depthwise_weight, depthwise_bias, stride, padding, act, squeeze
-        )
+        convolve, slide = _halves(x)
+        hidden = convolve(x, expand_weight, expand_bias, None, (1, 1), (0, 0, 0, 0), act)
+        return slide(hidden, depthwise_weight, depthwise_bias, stride, padding, act, squeeze)
     return NATIVE.expand_depthwise.default(
         _aligned(_channels_last(x)),
         _aligned(expand_weight.contiguous()),
@@ -100,6 +97,15 @@ def expand_depthwise_(
         squeeze,
         launch.integers(),
     )
+
+
+def _halves(x: Tensor) -> tuple[Callable, Callable]:
+    """``conv_bias_act`` and ``depthwise_bias_act`` for x, whose own op has checked it."""
+    if not x.is_cuda:
+        return OPS.conv_bias_act.default, OPS.depthwise_bias_act.default
+    from .ops import ON_CUDA  # which holds what is in this file
+
+    return ON_CUDA["conv_bias_act"], ON_CUDA["depthwise_bias_act"]
 
 
 def stem(

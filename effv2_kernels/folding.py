@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
 
@@ -42,7 +42,8 @@ _SAMPLE = 64
 @dataclass(frozen=True)
 class Weights:
     """What the op sequence of a block takes: (weight, bias) of each convolution, BN folded in;
-    weights in the compute dtype and channels_last (or packed by oneDNN), biases in float32."""
+    weights in the compute dtype and channels_last (or packed by oneDNN), biases in float32.
+    taken: (C, H, W) of inputs that the ops took with these weights, all their checks passed."""
 
     conv: Pair | None = None
     expand: Pair | None = None
@@ -50,6 +51,7 @@ class Weights:
     project: Pair | None = None
     se: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     packed: bool = False
+    taken: set[tuple[int, ...]] = field(default_factory=set, compare=False)
 
 
 def fold(block: Block, dtype: torch.dtype) -> Weights:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
+
 from .. import _native, cuda, triton_ops
 from ..launch import switched_off
 from . import (
@@ -23,7 +25,14 @@ from . import (
     squeeze_excite_gate,
     stem,
 )
-from ._library import brought, has_kernel, register_cuda, register_triton
+from ._library import (
+    NAMESPACE,
+    brought,
+    first_that_can,
+    has_kernel,
+    register_cuda,
+    register_triton,
+)
 
 FAMILIES = {
     module.NAME: module
@@ -45,6 +54,10 @@ NATIVE_OPS = frozenset(cuda.KERNELS) | {name for name in FAMILIES if has_kernel(
 TRITON_INTERPRETED = triton_ops.interpreted()
 
 
+# What CUDA tensors run, past the dispatcher and the checks: for calls whose like was checked.
+ON_CUDA: dict[str, Callable] = {}
+
+
 def _found(name: str, by_name: bool = False, **engines: Mapping[str, Callable]) -> list[Callable]:
     return [
         switched_off.obeying(name, engine, table[name], by_name=by_name)
@@ -60,6 +73,9 @@ for _name, _family in FAMILIES.items():
         _native_kernels = {_name: brought(_name)} if _whole else cuda.KERNELS
         _automatic = _found(_name, cuda=_native_kernels, triton=triton_ops.KERNELS)
         register_cuda(_name, _family.fake, [*_automatic, _family.aten])
+        ON_CUDA[_name] = first_that_can(_name, [*_automatic, _family.aten])
+    else:
+        ON_CUDA[_name] = getattr(getattr(torch.ops, NAMESPACE), _name).default
     _explicit = _found(_name, by_name=True, triton=triton_ops.EXPLICIT)
     register_triton(
         _family.SCHEMA,

@@ -46,7 +46,7 @@ def register_cuda(name: str, fake: Callable, implementations: Sequence[Callable]
     """Let CUDA tensors run the first of ``implementations`` that does not decline, by returning
     NotImplemented, what it is asked for; the last one never does. Replaces what the native library
     brought (see ``brought``)."""
-    run = _checked(name, fake, _first_that_can(name, implementations))
+    run = _checked(name, fake, first_that_can(name, implementations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch, that a kernel is replaced
         LIBRARY.impl(name, run, "CUDA", allow_override=True)
@@ -77,7 +77,7 @@ def register_triton(
     """
     name = _define(TRITON_LIBRARY, schema, fake, aten)
     for device in devices:
-        run = _checked(name, fake, _first_that_can(name, implementations))
+        run = _checked(name, fake, first_that_can(name, implementations))
         TRITON_LIBRARY.impl(name, run, device)
 
 
@@ -93,7 +93,7 @@ def _define(library: torch.library.Library, schema: str, fake: Callable, aten: C
     return name
 
 
-def _first_that_can(name: str, implementations: Sequence[Callable]) -> Callable:
+def first_that_can(name: str, implementations: Sequence[Callable]) -> Callable:
     if len(implementations) == 1:
         return implementations[0]
 
