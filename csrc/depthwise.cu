@@ -2,26 +2,40 @@
 // one pass; NHWC.
 //
 // Bytes: x and y once, the weights (k k C) are nothing beside them. FLOPs: 2 k k an output. So the
-// floor is memory: at stride 1 and 16 bits 4 bytes an output, 0.93 ps on an H200 (4.3 TB/s),
-// against 0.3 ps of multiplications for 3x3. Not measured on a GPU. What a design can lose is (1)
-// reading a pixel 9 times, out of L1 or L2, and (2) instructions: a multiprocessor moves an output
-// in 0.21 clocks, in which it can issue 27 instructions for it. Here it is about 19: 9
-// multiplications, 2 conversions (columns / 2
-// + 1 loaded a stored column), activation 3, and loads, stores and addresses.
+// floor is memory: at stride 1 and 16 bits 4 bytes an output, 0.93 ps on an H200 (4.3 TB/s copy),
+// against 0.3 ps of multiplications for 3x3. A multiprocessor moves an output in 0.21 clocks, in
+// which it can issue 27 instructions for it. The row loop of bfloat16 and SiLU takes, an output
+// (sm_90a; float16 2 more for SiLU):
+//   3x3 stride 1 18, stride 2 24; 5x5 38, 48; 7x7 64, 74
+// 18 are 9 multiplications, 2 of SiLU, 1.5 conversions of inputs (columns / 4 + 1 loaded a stored
+// column) and 0.5 of outputs, 1 sum of the squeeze, 4 for loads, stores, addresses and control.
 //
-// Tile: a thread computes a strip of 2 output columns (common/depthwise.cuh) of 16 bytes of
-// channels at 3x3. Its weights (72 floats) and sums (48) take about 200 registers, so that only 2
-// blocks of 128 threads fit on a multiprocessor: what hides the latency of memory is not the number
-// of warps but kAhead rows on their way to shared memory by cp.async, which costs no registers: 24
-// KB, where half of 4.3 TB/s (the other half is written) at 700 ns need 12 KB. A row is asked for
-// 2x at 3x3, but neighbouring strips are in the same block and the second request ends in L1.
-// channel_threads lanes lie along the channels (8 make a line of 128 bytes), the other threads take
-// strips of one image, columns first.
+// Measured on an H200 before this form (36 instructions an output at stride 1, 49 at stride 2;
+// bfloat16, SiLU, squeeze, batch 128): 24x24x960 202 us (33 % of the floor's bandwidth), 24x24x512
+// 106 us (33 %), 12x12x1536 116 us (23 %); stride 2: 48x48x256 64 us (70 %), 24x24x960 80 us
+// (52 %). What cost that: instructions, 8 warps a multiprocessor, one of four of them without a
+// strip at 24 and at 12 columns, the last wave. This form: not measured on a GPU.
+//
+// Tile: a thread computes a strip of 4 output columns of 4 channels at 3x3, of 2 at larger windows
+// (common/depthwise.cuh), in at most 168 registers: 12 warps on a multiprocessor. What hides the
+// latency of memory is, beside them, kAhead rows on their way to shared memory by cp.async, which
+// costs no registers: 36 KB, where half of 4.3 TB/s (the other half is written) at 700 ns need 12
+// KB. A column is asked for 1.5x at 3x3 stride 1, but neighbouring strips are in the same block and
+// the second request ends in L1. channel_threads lanes lie along the channels (16 make a line of
+// 128 bytes), the other threads take strips of one image, columns first. The row loop has no
+// branch but its own: rows and columns outside of the image are zeros that cp.async writes, and
+// outputs that do not exist are not stored, by predicates.
+//
+// Tried: 8 channels x 2 columns (as many instructions, but 240 registers); 4 x 4 in 128 registers,
+// for 16 warps (spills 56 bytes); jumping over the rows outside of the image (the sums' first value
+// is then copied in every row, which costs more than the few rows of zeros).
 //
 // Squeeze: a thread adds up what it stores, a block adds its threads in a fixed order. `parts`
 // blocks share an image: one cluster, whose first block adds up the parts (sm_90 and later), or
 // else blocks that leave their sums in memory for finish_kernel. No atomics: the same bits every
 // time.
+
+#include <type_traits>
 
 #include "common/activations.cuh"
 #include "common/depthwise.cuh"
@@ -34,72 +48,114 @@
 namespace effv2::depthwise {
 
 constexpr int kMostThreads = 128;
-constexpr int kBlocks = 2;  // of a multiprocessor, at least
-constexpr int kAhead = 3;   // input rows that are on their way while one is computed
+constexpr int kAhead = 3;  // input rows that are on their way while one is computed
 constexpr int kStages = kAhead + 1;
+
+// Blocks of kMostThreads that a multiprocessor must have registers for; the launch choice knows.
+template <typename T, int kKernel>
+constexpr int kBlocks = kKernel == 7 || sizeof(T) == 4 ? 2 : 3;
 
 // Channels that do not fill vectors are read one by one, and not ahead.
 template <typename Strip>
 constexpr bool kStaged = Strip::kWidth > 1;
 
-// The input rows that a thread has asked for, in shared memory. Copies are of 16 bytes: where a
-// thread takes fewer of a pixel, 2 or 4 neighbouring lanes share them, and copy different columns.
-// Nobody else touches their slots: no barrier of the block is needed. A row is numbered from the
-// strip's first.
+// The input rows of its strip that a thread has asked for, in shared memory. Copies are of 16
+// bytes: where a thread takes fewer of a pixel, 2 or 4 neighbouring lanes share them, and copy
+// different columns. Only a warp touches its slots, and its lanes walk down the rows together: no
+// barrier of the block is needed. What is outside of the image is filled with zeros, so that
+// the computation has no branches.
 template <typename Strip>
 class Stages {
  public:
   using Vector = typename Strip::Vector;
+  using Element = std::remove_reference_t<decltype(Vector{}.element[0])>;
   static constexpr int kShare = 16 / static_cast<int>(sizeof(Vector));
+  static constexpr int kCopies = (Strip::kInputs + kShare - 1) / kShare;  // of a lane, of a row
+  // The slots of a column, one a lane, lie together: a column's distance from the first is then a
+  // constant, whatever the block's shape.
+  static constexpr int kSlot = sizeof(Vector);
+  static constexpr int kColumnStep = kWarp * kSlot;
+  static constexpr int kStageStep = kCopies * kShare * kColumnStep;
+  static constexpr int kBytes = kStages * kStageStep;  // of a warp
 
-  __device__ __forceinline__ explicit Stages(Vector* shared) {
+  __device__ __forceinline__ Stages() {
     const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-    threads_ = static_cast<int>(blockDim.x * blockDim.y);
-    own_ = shared + thread;
-    mate_ = thread % kShare;
-    mates_ = ((1u << kShare) - 1u) << (thread % kWarp - mate_);
+    const int lane = thread % kWarp;
+    mate_ = lane % kShare;
+    first_ = thread / kWarp * kBytes + lane * kSlot;
+    to_copy_ = mate_ * (kColumnStep - kSlot);
+    ptx::keep(to_copy_);
   }
 
-  // Asks for the columns whose bit is set; `source(column)` is where the thread's vector is. Every
-  // call closes a group.
-  template <typename Source>
-  __device__ __forceinline__ void ask(int row, unsigned columns, const Source& source) {
-    if constexpr (kShare > 1) __syncwarp(mates_);  // all have read what is overwritten
+  // `source`: the thread's vector in the strip's first row and column, from which columns are
+  // `channels` and rows `pitch` elements apart; columns [begin, end) of the strip are in the image.
+  // Asks for the first kAhead rows; exists(i) says whether row i is in the image and needed.
+  template <typename Exists>
+  __device__ __forceinline__ void start(const Element* source, int channels, int pitch, int begin,
+                                        int end, const Exists& exists) {
+    pitch_ = pitch;
 #pragma unroll
-    for (int column = 0; column < Strip::kInputs; ++column) {
-      if ((columns >> column & 1u) && column % kShare == mate_) {
-        ptx::cp_async_cached16(slot(row, column) - mate_, source(column) - mate_ * Strip::kWidth);
-      }
+    for (int i = 0; i < kCopies; ++i) {
+      const int column = i * kShare + mate_;
+      inside_[i] = column >= begin && column < end;
+      source_[i] = source + (column * channels - mate_ * Strip::kWidth);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) ask(first_ + i * kStageStep, exists(i));
+    current_ = first_ + kAhead * kStageStep;
+  }
+
+  // Goes on to the next row, and asks for the one kAhead later, into the slots of the row before.
+  __device__ __forceinline__ void next(bool exists) {
+    ask(current_, exists);
+    ptx::cp_async_wait<kAhead>();
+    __syncwarp();
+    current_ = current_ == first_ + kAhead * kStageStep ? first_ : current_ + kStageStep;
+    ptx::keep(current_);
+  }
+
+  __device__ __forceinline__ Vector get(int column) const {
+    return *reinterpret_cast<const Vector*>(shared(current_ + column * kColumnStep));
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned char* shared(int at) {
+    return dynamic_shared<unsigned char>() + at;
+  }
+
+  // Every call closes a group.
+  __device__ __forceinline__ void ask(int slot, bool exists) {
+    if constexpr (kShare > 1) __syncwarp();  // all have read what is overwritten
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      ptx::cp_async_cached16(shared(slot + to_copy_ + i * kShare * kColumnStep), source_[i],
+                             exists && inside_[i]);
+      source_[i] += pitch_;
+      ptx::keep(source_[i]);
     }
     ptx::cp_async_commit();
   }
 
-  // Waits for all but the newest kAhead rows.
-  __device__ __forceinline__ void wait() const {
-    ptx::cp_async_wait<kAhead>();
-    if constexpr (kShare > 1) __syncwarp(mates_);
-  }
-
-  __device__ __forceinline__ Vector get(int row, int column) const { return *slot(row, column); }
-
- private:
-  __device__ __forceinline__ Vector* slot(int row, int column) const {
-    return own_ + (row % kStages * Strip::kInputs + column) * threads_;
-  }
-
-  Vector* own_;
-  int threads_;
-  int mate_;        // of those that share: 0, 1, ...
-  unsigned mates_;  // a mask of lanes
+  // In bytes from the start of the block's shared memory: 32 bits, which the compiler is told to
+  // keep and to add to, where it would form them again from the block's shape for every row.
+  int first_;    // slot of this thread
+  int current_;  // that of the row that is computed
+  int mate_;     // of those that share: 0, 1, ...
+  int to_copy_;  // from this thread's slot to the first that it fills
+  int pitch_;
+  const Element* source_[kCopies];
+  bool inside_[kCopies];
 };
 
 template <typename Strip>
 __host__ __device__ constexpr size_t stage_bytes(int threads) {
-  return kStaged<Strip> ? sizeof(typename Strip::Vector) * kStages * Strip::kInputs * threads : 0;
+  if (!kStaged<Strip>) return 0;
+  return static_cast<size_t>(Stages<Strip>::kBytes) * ((threads + kWarp - 1) / kWarp);
 }
 
-template <typename T, int kKernel, int kStride, int kWidth>
-__global__ void __launch_bounds__(kMostThreads, kBlocks)
+// kSilu: the activation is SiLU. The instance of the others chooses in each row.
+template <typename T, int kKernel, int kStride, int kWidth, bool kSilu>
+__global__ void __launch_bounds__(kMostThreads, kBlocks<T, kKernel>)
     depthwise_kernel(const DepthwiseParams params) {
   using Strip = DepthwiseStrip<T, kKernel, kStride, kWidth>;
   constexpr int kColumns = Strip::kColumns;
@@ -115,67 +171,98 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   const int channel = first_channel + static_cast<int>(threadIdx.x) * kWidth;
 
   float sums[kWidth] = {};
-  if (channel < params.channels) {
-    const T* x = static_cast<const T*>(params.x) +
-                 image * params.height * params.width * params.channels + channel;
-    T* y = static_cast<T*>(params.y) +
-           image * params.out_height * params.out_width * params.channels + channel;
-    Strip strip;
-    strip.load_weights(static_cast<const T*>(params.weight), params.bias, params.bias_is_float,
-                       channel);
-    const int strips_across = (params.out_width + kColumns - 1) / kColumns;
-    const int strips = strips_across * ((params.out_height + launch.rows - 1) / launch.rows);
-    const int step = launch.parts * static_cast<int>(blockDim.y);
-    for (int i = part * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y); i < strips;
-         i += step) {
-      const int out_row = i / strips_across * launch.rows;
-      const int out_column = i % strips_across * kColumns;
-      const int first_column = out_column * kStride - params.pad_left;
-      unsigned inside = 0;
+  const T* x = static_cast<const T*>(params.x) +
+               image * params.height * params.width * params.channels + channel;
+  T* y = static_cast<T*>(params.y) +
+         image * params.out_height * params.out_width * params.channels + channel;
+  const int pitch = params.width * params.channels;
+  int out_pitch = params.out_width * params.channels;
+  ptx::keep(out_pitch);
+  int across[kColumns];  // from an output to those of the strip to its right
 #pragma unroll
-      for (int column = 0; column < Strip::kInputs; ++column) {
-        const bool exists = first_column + column >= 0 && first_column + column < params.width;
-        inside |= static_cast<unsigned>(exists) << column;
-      }
-      const int rows = min(launch.rows, params.out_height - out_row);
-      const int first_row = out_row * kStride - params.pad_top;
-      const int last_row = first_row + (rows - 1) * kStride + kKernel - 1;
-      const auto source = [&](int row, int column) {
-        const int pixel = row * params.width + first_column + column;
-        return x + pixel * params.channels;
-      };
-      Stages<Strip> stages(dynamic_shared<typename Strip::Vector>());
-      const auto ask = [&](int row) {
-        stages.ask(row - first_row,
-                   row <= last_row && row >= 0 && row < params.height ? inside : 0u,
-                   [&](int column) { return source(row, column); });
-      };
-      if constexpr (kStaged<Strip>) {
-        for (int ahead = 0; ahead < kAhead; ++ahead) ask(first_row + ahead);
-      }
-      const auto begin = [&](int row) {
-        if constexpr (kStaged<Strip>) {
-          ask(row + kAhead);
-          stages.wait();
-        }
-      };
-      const auto fetch = [&](int row, int column) {
-        if constexpr (kStaged<Strip>) return stages.get(row - first_row, column);
-        return *reinterpret_cast<const typename Strip::Vector*>(source(row, column));
-      };
-      const auto store = [&](int row, float (&values)[kColumns][kWidth]) {
-        activate<kAccuracyFor<T>>(params.act, values);
-        const int pixel = (out_row + row) * params.out_width + out_column;
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          if (out_column + c >= params.out_width) continue;
-          effv2::store(y + (pixel + c) * params.channels, values[c]);
-#pragma unroll
-          for (int j = 0; j < kWidth; ++j) sums[j] += values[c][j];
-        }
-      };
-      strip.run(rows, first_row, params.height, inside, begin, fetch, store);
+  for (int c = 0; c < kColumns; ++c) {
+    across[c] = c * params.channels;
+    if (c > 0) ptx::keep(across[c]);
+  }
+  Strip strip;
+  Stages<Strip> stages;
+  const int strips_across = (params.out_width + kColumns - 1) / kColumns;
+  const int strips = strips_across * ((params.out_height + launch.rows - 1) / launch.rows);
+  const int step = launch.parts * static_cast<int>(blockDim.y);
+  bool weights_are_there = false;
+  for (int round = part * static_cast<int>(blockDim.y); round < strips; round += step) {
+    const int i = round + static_cast<int>(threadIdx.y);
+    const bool works = channel < params.channels && i < strips;
+    if (kStaged<Strip> ? !__any_sync(0xffffffffu, works) : !works) continue;
+    const int strip_index = min(i, strips - 1);
+    const int out_row = strip_index / strips_across * launch.rows;
+    const int out_column = strip_index % strips_across * kColumns;
+    const int own_rows = min(launch.rows, params.out_height - out_row);
+    int rows = own_rows;
+    int skipped = Strip::steps_above(out_row * kStride - params.pad_top);
+    if constexpr (kStaged<Strip>) {
+      // The lanes of a warp go together: over all rows of the first, whose strip is the highest,
+      // and from where the last begins, whose strip is the lowest.
+      rows = __shfl_sync(0xffffffffu, rows, 0);
+      skipped = __shfl_sync(0xffffffffu, skipped, kWarp - 1);
     }
+    const int first_row = (out_row + skipped) * kStride - params.pad_top;
+    const int first_column = out_column * kStride - params.pad_left;
+    // The rows of the image that the strip needs end before this one.
+    const int end_row = (out_row + own_rows - 1) * kStride - params.pad_top + kKernel;
+    const auto end = static_cast<unsigned>(works ? max(min(end_row, params.height), 0) : 0);
+    const auto exists = [&](int row) { return static_cast<unsigned>(row) < end; };
+    if constexpr (kStaged<Strip>) {
+      stages.start(x + (first_row * params.width + first_column) * params.channels, params.channels,
+                   pitch, -first_column, params.width - first_column,
+                   [&](int row) { return exists(first_row + row); });
+    }
+    if (!weights_are_there) {  // they come while the first rows do
+      strip.load_weights(static_cast<const T*>(params.weight), params.bias, params.bias_is_float,
+                         min(channel, params.channels - kWidth),
+                         kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f);
+      weights_are_there = true;
+    }
+    int row = first_row - 1;
+    const auto begin = [&] {
+      ++row;
+      if constexpr (kStaged<Strip>) stages.next(exists(row + kAhead));
+    };
+    const auto fetch = [&](int column) {
+      if constexpr (kStaged<Strip>) {
+        return stages.get(column);
+      } else {
+        using Vector = typename Strip::Vector;
+        const bool inside = exists(row) && static_cast<unsigned>(first_column + column) <
+                                               static_cast<unsigned>(params.width);
+        const int pixel = row * params.width + first_column + column;
+        return inside ? *reinterpret_cast<const Vector*>(x + pixel * params.channels) : Vector{};
+      }
+    };
+    T* target = y + (out_row * params.out_width + out_column) * params.channels;
+    int columns = works ? min(kColumns, params.out_width - out_column) : 0;
+    ptx::keep(columns);
+    int left = own_rows;
+    const auto store = [&](float (&values)[kColumns][kWidth]) {
+      if constexpr (kSilu) {
+        activate_scaled_silu<kAccuracyFor<T>>(values);
+      } else {
+        activate<kAccuracyFor<T>>(params.act, values);
+      }
+      const int stored = left > 0 ? columns : 0;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const auto packed = pack<T>(values[c]);
+        if (stored >= c + 1) {
+          *reinterpret_cast<typename Strip::Vector*>(target + across[c]) = packed;
+        }
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) ptx::add_if_at_least(sums[j], values[c][j], stored, c + 1);
+      }
+      --left;
+      target += out_pitch;
+    };
+    strip.template run<kSilu>(rows, skipped, begin, fetch, store);
   }
   if (params.pooled == nullptr) return;
 
@@ -186,28 +273,32 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
       sums, dynamic_shared<float>() + stage_bytes<Strip>(blockDim.x * blockDim.y) / sizeof(float));
 }
 
-template <typename T, int kKernel, int kStride, int kWidth>
+template <typename T, int kKernel, int kStride, int kWidth, bool kSilu>
 cudaError_t launch_instance(const DepthwiseParams& params, cudaStream_t stream) {
   const DepthwiseLaunch& choice = params.launch;
   const int64_t block_channels = int64_t{choice.channel_threads} * kWidth;
   const int64_t channel_blocks = (params.channels + block_channels - 1) / block_channels;
   const int64_t blocks = params.size_n * channel_blocks * choice.parts;
-  if (blocks > INT32_MAX || choice.channel_threads * choice.strip_threads > kMostThreads) {
+  using Strip = DepthwiseStrip<T, kKernel, kStride, kWidth>;
+  // Whole warps: staged lanes wait for each other.
+  int strip_threads = choice.strip_threads;
+  while (kStaged<Strip> && choice.channel_threads * strip_threads % kWarp != 0) ++strip_threads;
+  if (blocks > INT32_MAX || choice.channel_threads * strip_threads > kMostThreads) {
     return cudaErrorInvalidConfiguration;
   }
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(blocks));
-  shape.block = dim3(static_cast<unsigned>(choice.channel_threads),
-                     static_cast<unsigned>(choice.strip_threads));
-  shape.shared_bytes = stage_bytes<DepthwiseStrip<T, kKernel, kStride, kWidth>>(
-      choice.channel_threads * choice.strip_threads);
+  shape.block =
+      dim3(static_cast<unsigned>(choice.channel_threads), static_cast<unsigned>(strip_threads));
+  shape.shared_bytes = stage_bytes<Strip>(choice.channel_threads * strip_threads);
   if (params.pooled != nullptr) {
-    shape.shared_bytes += squeeze_shared_bytes(
-        choice.channel_threads * kWidth, choice.strip_threads, choice.cluster ? choice.parts : 1);
+    shape.shared_bytes += squeeze_shared_bytes(choice.channel_threads * kWidth, strip_threads,
+                                               choice.cluster ? choice.parts : 1);
     if (choice.cluster) shape.cluster_x = static_cast<unsigned>(choice.parts);
   }
   const cudaError_t error =
-      launch_with_shared<depthwise_kernel<T, kKernel, kStride, kWidth>>(shape, stream, params);
+      launch_with_shared<depthwise_kernel<T, kKernel, kStride, kWidth, kSilu>>(shape, stream,
+                                                                               params);
   if (error != cudaSuccess || params.pooled == nullptr || choice.parts == 1 || choice.cluster) {
     return error;
   }
@@ -217,7 +308,7 @@ cudaError_t launch_instance(const DepthwiseParams& params, cudaStream_t stream) 
 
 template <typename T, int kKernel, int kStride>
 cudaError_t launch_width(DepthwiseParams params, cudaStream_t stream) {
-  constexpr int kWide = kDepthwiseWidth<T, kKernel>;
+  constexpr int kWide = kDepthwiseWidth<kKernel>;
   // Where channels do not fill vectors, or a slice is not aligned, a thread takes one channel.
   DepthwiseLaunch& choice = params.launch;
   const bool wide = vector_width<T>(params.x, params.channels) == kWidest<T> &&
@@ -230,10 +321,12 @@ cudaError_t launch_width(DepthwiseParams params, cudaStream_t stream) {
     // Sizes that every GPU with clusters takes.
     const bool takes = choice.parts == 2 || choice.parts == 4 || choice.parts == 8;
     choice.cluster = takes && limits.clusters && params.pooled != nullptr &&
-                     has_cluster_code<depthwise_kernel<T, kKernel, kStride, kWide>>();
+                     has_cluster_code<depthwise_kernel<T, kKernel, kStride, kWide, true>>();
   }
-  return wide ? launch_instance<T, kKernel, kStride, kWide>(params, stream)
-              : launch_instance<T, kKernel, kStride, 1>(params, stream);
+  if (!wide) return launch_instance<T, kKernel, kStride, 1, false>(params, stream);
+  return params.act == Activation::kSilu
+             ? launch_instance<T, kKernel, kStride, kWide, true>(params, stream)
+             : launch_instance<T, kKernel, kStride, kWide, false>(params, stream);
 }
 
 template <typename T>

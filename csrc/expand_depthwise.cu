@@ -159,7 +159,7 @@ __device__ __forceinline__ void expand(const T* x, const T* weight, const float*
 template <typename T, int kKernel, int kStride, int kChunk>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     expand_depthwise_kernel(const ExpandDepthwiseParams params, int most_pixels) {
-  using Strip = DepthwiseStrip<T, kKernel, kStride, kDepthwiseWidth<T, kKernel>>;
+  using Strip = DepthwiseStrip<T, kKernel, kStride, kDepthwiseWidth<kKernel>>;
   constexpr int kWidth = Strip::kWidth;
   constexpr int kColumns = Strip::kColumns;
 
@@ -223,10 +223,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const int first_channel = chunk * kChunk;
     const int own = static_cast<int>(threadIdx.x) * kWidth;
     float totals[kWidth] = {};
-    if (first_channel + own < params.channels) {
+    const auto convolve = [&](auto is_silu) {
+      constexpr bool kSilu = decltype(is_silu)::value;
       Strip strip;
       strip.load_weights(static_cast<const T*>(params.depthwise_weight), params.depthwise_bias,
-                         params.depthwise_bias_is_float, first_channel + own);
+                         params.depthwise_bias_is_float, first_channel + own,
+                         kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f);
       T* y = static_cast<T*>(params.y) +
              image * params.out_height * params.out_width * params.channels + first_channel + own;
       const int across = (tile.columns + kColumns - 1) / kColumns;
@@ -236,7 +238,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         const int strip_column = i % across * kColumns;
         const int out_row = tile.row + strip_row;
         const int out_column = tile.column + strip_column;
-        // In columns of the tile's pixels.
+        // In rows and columns of the tile's pixels.
+        const int skipped = Strip::steps_above(out_row * kStride - params.pad_top);
+        const int first_row = (out_row + skipped) * kStride - params.pad_top - tile.in_row;
         const int first_column = out_column * kStride - params.pad_left - tile.in_column;
         unsigned inside = 0;
 #pragma unroll
@@ -244,25 +248,46 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           const bool exists = first_column + column >= 0 && first_column + column < tile.in_columns;
           inside |= static_cast<unsigned>(exists) << column;
         }
-        const auto fetch = [&](int row, int column) {
-          const int pixel = (row - tile.in_row) * tile.in_columns + first_column + column;
-          return *reinterpret_cast<const typename Strip::Vector*>(
-              hidden + pixel * layout.hidden_pitch + own);
+        int row = first_row - 1;
+        unsigned exist = 0;
+        const auto begin = [&] {
+          ++row;
+          exist = row >= 0 && row < tile.in_rows ? inside : 0;
         };
-        const auto store = [&](int row, float (&values)[kColumns][kWidth]) {
-          activate<kAccuracyFor<T>>(params.act, values);
-          const int pixel = (out_row + row) * params.out_width + out_column;
+        const auto fetch = [&](int column) {
+          typename Strip::Vector vector = {};
+          if (exist >> column & 1u) {
+            const int pixel = row * tile.in_columns + first_column + column;
+            vector = *reinterpret_cast<const typename Strip::Vector*>(
+                hidden + pixel * layout.hidden_pitch + own);
+          }
+          return vector;
+        };
+        T* target = y + (out_row * params.out_width + out_column) * params.channels;
+        const auto store = [&](float (&values)[kColumns][kWidth]) {
+          if constexpr (kSilu) {
+            activate_scaled_silu<kAccuracyFor<T>>(values);
+          } else {
+            activate<kAccuracyFor<T>>(params.act, values);
+          }
 #pragma unroll
           for (int c = 0; c < kColumns; ++c) {
             if (strip_column + c >= tile.columns) continue;
-            effv2::store(y + (pixel + c) * params.channels, values[c]);
+            effv2::store(target + c * params.channels, values[c]);
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) totals[j] += values[c][j];
           }
+          target += params.out_width * params.channels;
         };
-        strip.run(
-            min(launch.rows, tile.rows - strip_row), out_row * kStride - params.pad_top,
-            params.height, inside, [](int) {}, fetch, store);
+        strip.template run<kSilu>(min(launch.rows, tile.rows - strip_row), skipped, begin, fetch,
+                                  store);
+      }
+    };
+    if (first_channel + own < params.channels) {
+      if (params.act == Activation::kSilu) {
+        convolve(std::true_type());
+      } else {
+        convolve(std::false_type());
       }
     }
     if (params.pooled == nullptr) continue;
@@ -290,7 +315,7 @@ cudaError_t launch_instance(const ExpandDepthwiseParams& params, cudaStream_t st
   if (blocks > INT32_MAX || pixels > 232448 / 8) return cudaErrorInvalidConfiguration;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(blocks));
-  shape.block = dim3(kChunk / kDepthwiseWidth<T, kKernel>);
+  shape.block = dim3(kChunk / kDepthwiseWidth<kKernel>);
   shape.block.y = kThreads / shape.block.x;
   const size_t squeeze_bytes = squeeze_shared_bytes(kChunk, static_cast<int>(shape.block.y), 1);
   shape.shared_bytes =

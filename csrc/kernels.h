@@ -46,7 +46,7 @@ cudaError_t launch_squeeze_excite_gate(const SqueezeExciteGateParams& params, cu
 // How depthwise work is laid out: effv2_kernels/launch/depthwise.py chooses.
 struct DepthwiseLaunch {
   int channel_threads;  // threads of a block along the channels
-  int strip_threads;    // and along the strips of an image; together at most 128
+  int strip_threads;    // and along the strips of an image; together at most 128, whole warps
   int rows;             // output rows of a strip
   int parts;            // blocks that share the strips of an image, for the same channels
   bool cluster;  // with squeeze: those blocks are a cluster (of 2, 4 or 8), where the GPU has it

@@ -11,24 +11,21 @@
 
 namespace effv2 {
 
-// Elements that a thread takes of each pixel: 16 bytes for 3x3. A larger window has more weights,
-// and they must fit in registers: 4 and 2 channels of 5x5 and 7x7 make 100 and 98. Neighbouring
-// lanes take neighbouring channels, so that a warp reads and writes whole lines all the same.
-template <typename T, int kKernel>
-constexpr int kDepthwiseWidth = kKernel == 3   ? kWidest<T>
-                                : kKernel == 5 ? 4
-                                               : 2;
-
-// Output columns of a strip. More would reuse more of a row, and keep more sums in registers.
-template <int kKernel, int kWidth>
-constexpr int kDepthwiseColumns = kKernel == 7 || kWidth == 1 ? 4 : 2;
+// Channels and output columns of a strip. 4 x 4 outputs take 36 weights and 48 sums at 3x3, so that
+// 16 warps fit on a multiprocessor, and need 6 input vectors a row; 8 x 2, as many outputs, need
+// twice the weights and a third more conversions. A larger window has more weights: 2 channels of
+// 5x5 and 7x7 make 50 and 98. Neighbouring lanes take neighbouring channels, so that a warp reads
+// and writes whole lines all the same.
+template <int kKernel>
+constexpr int kDepthwiseWidth = kKernel == 3 ? 4 : 2;
+constexpr int kDepthwiseColumns = 4;
 
 template <typename T, int kKernel_, int kStride_, int kWidth_>
 struct DepthwiseStrip {
   static constexpr int kKernel = kKernel_;
   static constexpr int kStride = kStride_;
   static constexpr int kWidth = kWidth_;
-  static constexpr int kColumns = kDepthwiseColumns<kKernel, kWidth>;
+  static constexpr int kColumns = kDepthwiseColumns;
   static constexpr int kInputs = (kColumns - 1) * kStride + kKernel;  // columns of an input row
   static constexpr int kLive =
       (kKernel - 1) / kStride + 1;  // output rows that an input row reaches
@@ -40,9 +37,10 @@ struct DepthwiseStrip {
   float bias[kWidth];
 
   // Weights and bias of channels [channel, channel + kWidth) from the (C, k, k) and (C) that they
-  // are in, both aligned to 16 bytes unless kWidth is 1.
+  // are in, both aligned to 16 bytes unless kWidth is 1; times `scale`, and so are the sums.
   __device__ __forceinline__ void load_weights(const T* weights, const void* biases,
-                                               bool bias_is_float, int channel) {
+                                               bool bias_is_float, int channel,
+                                               float scale = 1.0f) {
     const T* own = weights + static_cast<int64_t>(channel) * kTaps;
 #pragma unroll
     for (int i = 0; i < kTaps; ++i) {
@@ -51,78 +49,93 @@ struct DepthwiseStrip {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const int flat = i * kWidth + j;
-        weight[flat % kTaps][flat / kTaps] = values[j];
+        weight[flat % kTaps][flat / kTaps] = scale * values[j];
       }
     }
     if (bias_is_float) {
-      load_parts < kWidth<4 ? kWidth : 4>(static_cast<const float*>(biases) + channel);
+      load(static_cast<const float*>(biases) + channel, bias);
     } else {
-      load_parts<kWidth>(static_cast<const T*>(biases) + channel);
+      load(static_cast<const T*>(biases) + channel, bias);
     }
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) bias[j] *= scale;
   }
 
-  // rows: output rows of this strip; first_row: the input row (maybe negative) of its first tap;
-  // inside: bit i is set where input column i of the strip is in the image. begin(row) is called
-  // before each input row, in the image or not, fetch(row, column) then for the columns that are;
-  // store(row, values) takes the kColumns x kWidth finished sums of output row `row` of the strip.
-  template <typename Begin, typename Fetch, typename Store>
-  __device__ __forceinline__ void run(int rows, int first_row, int height, unsigned inside,
-                                      const Begin& begin, const Fetch& fetch,
+  // The steps (below) of a strip that are not worth taking: their rows are above the image, which
+  // the first of them, maybe negative, tells.
+  static __device__ __forceinline__ int steps_above(int first_row) {
+    return min(max(-first_row, 0) / kStride, kLive - 1);
+  }
+
+  // rows: output rows of this strip. skipped: steps_above(), whose input rows are left out. begin()
+  // is called before each of the other input rows, then fetch(column) for each of its kInputs
+  // columns, which gives zeros for whatever is outside of the image; store(values) takes the
+  // kColumns x kWidth finished sums of the next output row.
+  //
+  // kUnroll: kLive rows of code in a turn of the loop, so that each row's sums keep their registers
+  // for all of their life. Else they move on after each row: for code that the activations make
+  // long.
+  template <bool kUnroll, typename Begin, typename Fetch, typename Store>
+  __device__ __forceinline__ void run(int rows, int skipped, const Begin& begin, const Fetch& fetch,
                                       const Store& store) const {
+    constexpr int kTurn = kUnroll ? kLive : 1;
+    // Step i takes the kStride input rows with which the windows of output row i begin, and
+    // finishes output row i - (kLive - 1). The first sums belong to rows before the strip and are
+    // not stored.
+    const int steps = rows + kLive - 1;
     float sums[kLive][kColumns][kWidth];
-    const int last_row = first_row + (rows - 1) * kStride + kKernel - 1;
-    // Output row `step` begins with input row first_row + step * kStride, and is finished kLive - 1
-    // steps later. The first sums belong to rows before the strip and are not stored.
-    for (int step = 0; step < rows + kLive - 1; ++step) {
+#pragma unroll
+    for (int live = 0; live < kLive; ++live) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) sums[0][c][j] = bias[j];
+        for (int j = 0; j < kWidth; ++j) sums[live][c][j] = bias[j];
       }
+    }
+    for (int first_step = skipped; first_step < steps; first_step += kTurn) {
 #pragma unroll
-      for (int i = 0; i < kStride; ++i) {
-        const int row = first_row + step * kStride + i;
-        if (row > last_row) continue;
-        begin(row);
-        if (row < 0 || row >= height) continue;
+      for (int turn = 0; turn < kTurn; ++turn) {
+        const int step = first_step + turn;
+        if (turn > 0 && step >= steps) break;
 #pragma unroll
-        for (int column = 0; column < kInputs; ++column) {
-          Vector vector = {};
-          if (inside >> column & 1u) vector = fetch(row, column);
-          add(vector, i, column, sums);
+        for (int phase = 0; phase < kStride; ++phase) {
+          // The last step ends with the last row of a window.
+          if (phase > (kKernel - 1) % kStride && step == steps - 1) continue;
+          begin();
+#pragma unroll
+          for (int column = 0; column < kInputs; ++column) {
+            add(fetch(column), turn, phase, column, sums);
+          }
         }
+        if (step >= kLive - 1) store(sums[slot(turn, kLive - 1)]);
       }
-      if (step >= kLive - 1) store(step - (kLive - 1), sums[kLive - 1]);
-#pragma unroll
-      for (int live = kLive - 1; live > 0; --live) {
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-          for (int j = 0; j < kWidth; ++j) sums[live][c][j] = sums[live - 1][c][j];
-        }
-      }
+      if constexpr (!kUnroll) move_on(sums);
     }
   }
 
  private:
-  // The bias, in vectors of kPart.
-  template <int kPart, typename Bias>
-  __device__ __forceinline__ void load_parts(const Bias* from) {
+  // Where the sums are of the output row that began `live` steps ago.
+  static __device__ constexpr int slot(int turn, int live) { return (turn + kLive - live) % kLive; }
+
+  static __device__ __forceinline__ void move_on(float (&sums)[kLive][kColumns][kWidth]) {
 #pragma unroll
-    for (int first = 0; first < kWidth; first += kPart) {
-      float part[kPart];
-      load(from + first, part);
+    for (int live = kLive - 1; live > 0; --live) {
 #pragma unroll
-      for (int j = 0; j < kPart; ++j) bias[first + j] = part[j];
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          sums[slot(0, live)][c][j] = sums[slot(0, live - 1)][c][j];
+        }
+      }
     }
   }
 
-  // Adds one input vector, of row `phase` of a step, to every sum that it is part of.
-  __device__ __forceinline__ void add(const Vector& vector, int phase, int column,
+  // Adds one input vector, of row `phase` of a step, to every sum that it is part of. The first
+  // that is added to a sum adds the bias too.
+  __device__ __forceinline__ void add(const Vector& vector, int turn, int phase, int column,
                                       float (&sums)[kLive][kColumns][kWidth]) const {
     float input[kWidth];
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) input[j] = to_float(vector.element[j]);
+    unpack(vector, input);
 #pragma unroll
     for (int live = 0; live < kLive; ++live) {
       const int tap_row = live * kStride + phase;
@@ -133,7 +146,9 @@ struct DepthwiseStrip {
         if (tap < 0 || tap >= kKernel) continue;
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
-          sums[live][c][j] += input[j] * weight[tap_row * kKernel + tap][j];
+          float& sum = sums[slot(turn, live)][c][j];
+          const float before = tap_row == 0 && tap == 0 ? bias[j] : sum;
+          sum = before + input[j] * weight[tap_row * kKernel + tap][j];
         }
       }
     }

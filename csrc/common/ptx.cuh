@@ -20,6 +20,36 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return y;
 }
 
+// 2^x, and 1 / x; relative error up to 2^-22 and 2^-23. Subnormals are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// sum += value if count >= least, as a predicated addition: never a branch.
+__device__ __forceinline__ void add_if_at_least(float& sum, float value, int count, int least) {
+  asm("{\n\t.reg .pred p;\n\tsetp.ge.s32 p, %2, %3;\n\t@p add.f32 %0, %0, %1;\n\t}"
+      : "+f"(sum)
+      : "f"(value), "r"(count), "r"(least));
+}
+
+// Hides from the compiler how a value came about: it is kept, not formed again where it is used.
+__device__ __forceinline__ void keep(int& value) {
+  asm("" : "+r"(value));
+}
+
+template <typename T>
+__device__ __forceinline__ void keep(T*& pointer) {
+  asm("" : "+l"(pointer));
+}
+
 // The cluster wrappers are empty below sm_90, where a kernel that uses them must not be launched:
 // has_cluster_code() of launch.cuh is the guard.
 
@@ -58,10 +88,13 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, boo
                : "memory");
 }
 
-// Copies 16 bytes through L1, where a neighbour that needs the same finds it.
-__device__ __forceinline__ void cp_async_cached16(void* shared, const void* global) {
+// As cp_async16(), through L1, where a neighbour that needs the same finds it.
+__device__ __forceinline__ void cp_async_cached16(void* shared, const void* global, bool inside) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+  const int bytes = inside ? 16 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+               "r"(bytes)
+               : "memory");
 }
 
 // Closes a group of this thread's copies.

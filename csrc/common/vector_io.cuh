@@ -7,6 +7,8 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "launch.cuh"
 
@@ -46,20 +48,78 @@ struct alignas(sizeof(T) * kWidth) Pack {
   T element[kWidth];
 };
 
+template <typename To, typename From>
+__device__ __forceinline__ To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Two elements in a word, the first in its lower half, as float. A bfloat16 is the upper half of a
+// float: one instruction each, where the conversion of one that stands alone takes three.
+template <typename T>
+__device__ __forceinline__ void unpack_pair(uint32_t word, float& first, float& second) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    first = __uint_as_float(word << 16);
+    second = __uint_as_float(word & 0xffff0000u);
+  } else {
+    static_assert(std::is_same_v<T, __half>);
+    const Pack<T, 2> pair = bits_as<Pack<T, 2>>(word);
+    const float2 both = __half22float2(__halves2half2(pair.element[0], pair.element[1]));
+    first = both.x;
+    second = both.y;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return bits_as<uint32_t>(__floats2bfloat162_rn(first, second));
+  } else {
+    static_assert(std::is_same_v<T, __half>);
+    return bits_as<uint32_t>(__floats2half2_rn(first, second));
+  }
+}
+
+template <int kWidth, typename T>
+__device__ __forceinline__ void unpack(const Pack<T, kWidth>& pack, float (&out)[kWidth]) {
+  if constexpr (sizeof(T) == 2 && kWidth % 2 == 0) {
+    const auto words = bits_as<Pack<uint32_t, kWidth / 2>>(pack);
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 2) unpack_pair<T>(words.element[i / 2], out[i], out[i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) out[i] = to_float(pack.element[i]);
+  }
+}
+
 template <int kWidth, typename T>
 __device__ __forceinline__ void load(const T* source, float (&out)[kWidth]) {
-  const Pack<T, kWidth> pack = *reinterpret_cast<const Pack<T, kWidth>*>(source);
+  unpack(*reinterpret_cast<const Pack<T, kWidth>*>(source), out);
+}
+
+template <typename T, int kWidth>
+__device__ __forceinline__ Pack<T, kWidth> pack(const float (&values)[kWidth]) {
+  if constexpr (sizeof(T) == 2 && kWidth % 2 == 0) {
+    Pack<uint32_t, kWidth / 2> words;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) out[i] = to_float(pack.element[i]);
+    for (int i = 0; i < kWidth; i += 2) {
+      words.element[i / 2] = pack_pair<T>(values[i], values[i + 1]);
+    }
+    return bits_as<Pack<T, kWidth>>(words);
+  } else {
+    Pack<T, kWidth> elements;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) elements.element[i] = from_float<T>(values[i]);
+    return elements;
+  }
 }
 
 // Rounds and stores kWidth values as one vector.
 template <int kWidth, typename T>
 __device__ __forceinline__ void store(T* target, const float (&values)[kWidth]) {
-  Pack<T, kWidth> pack;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) pack.element[i] = from_float<T>(values[i]);
-  *reinterpret_cast<Pack<T, kWidth>*>(target) = pack;
+  *reinterpret_cast<Pack<T, kWidth>*>(target) = pack<T>(values);
 }
 
 // Widest load, in elements, with which rows of `row_elements` elements that start at `base` can be

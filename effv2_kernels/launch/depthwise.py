@@ -1,12 +1,14 @@
 """How ``csrc/depthwise.cu`` is laid out: its header says what the numbers mean.
 
-The model behind the choice is a count of rounds: how many input rows the busiest multiprocessor
-walks down, one after another. It has not been measured on a GPU.
+The choice is by a model of the busiest multiprocessor: clocks of instruction issue, of its slowest
+warp, and of memory. Its constants are from the compiled code and from data sheets; only what it
+is made to avoid was measured (the header of the kernel says what).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +16,31 @@ import torch
 from .targets import Target
 
 THREADS = 128  # of a block, at most
-BLOCKS = 2  # of a multiprocessor
+WARP = 32
 CLUSTERS = (2, 4, 8)  # blocks; sizes that every GPU with clusters takes
-# What a strip costs besides its rows, and a second launch, in input rows (about 0.6 us each).
-STRIP_ROWS = 4
-LAUNCH_ROWS = 5
-MOST_ROWS = 64
+# Instructions an output, by the window and the stride: the machine code of SiLU in bfloat16.
+INSTRUCTIONS = {
+    **{(3, 1): 18, (3, 2): 24, (5, 1): 38, (5, 2): 48},
+    **{(7, 1): 64, (7, 2): 74},
+}
+# What else a strip costs a warp: its addresses, and where it is the first its weights.
+STRIP_INSTRUCTIONS = 400
+# Instructions a clock of a multiprocessor with many warps, and of a warp that is alone.
+ISSUE = 3.0
+ALONE = 0.4
+# Clocks until the first rows are there; of a cluster's barriers; of a second launch, and what it
+# takes for each part, of which a thread adds up those of a channel one after another.
+FIRST_ROWS = 1200
+CLUSTER = 1000
+LAUNCH = 4000
+LAUNCH_PART = 150
+DRAM_RATE = 16.0  # bytes a clock of one multiprocessor
+# Half a line of 128 bytes, by which neighbouring lanes then read, reaches less of that.
+HALF_LINE = 1.05
+# Part of the time of a read from DRAM that one from L2 takes.
+OUT_OF_L1 = 0.5
+# How much of what is not the limit is not hidden behind it.
+EXPOSED = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,12 +62,12 @@ def channels_of_a_thread(channels: int, kernel: int, dtype: torch.dtype) -> int:
     widest = 16 // dtype.itemsize
     if channels % widest:
         return 1
-    return {3: widest, 5: 4, 7: 2}[kernel]
+    return 4 if kernel == 3 else 2
 
 
 def columns_of_a_strip(kernel: int, width: int) -> int:
     """``kDepthwiseColumns`` of csrc/common/depthwise.cuh."""
-    return 4 if kernel == 7 or width == 1 else 2
+    return 4
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,38 +82,58 @@ def choose(
     target: Target,
 ) -> DepthwiseLaunch:
     """The layout for n images of (channels, out_size) outputs."""
-    width = channels_of_a_thread(channels, kernel, dtype)
-    channel_threads = _channel_threads(-(-channels // width), width * dtype.itemsize)
-    strip_threads = THREADS // channel_threads
-    channel_blocks = -(-channels // (channel_threads * width))
-    across = -(-out_size[1] // columns_of_a_strip(kernel, width))
-    clusters = target.capability >= (9, 0)
-    found: tuple[float, DepthwiseLaunch] | None = None
-    for rows in range(1, min(out_size[0], MOST_ROWS) + 1):
-        strips = across * -(-out_size[0] // rows)
-        enough = -(-strips // strip_threads)
-        for parts in _parts(enough, squeeze, clusters):
-            cluster = squeeze and clusters and parts in CLUSTERS
-            waves = -(-n * channel_blocks * parts // (target.multiprocessors * BLOCKS))
-            rounds = -(-strips // (parts * strip_threads))
-            cost: float = waves * rounds * ((rows - 1) * stride + kernel + STRIP_ROWS)
-            if squeeze and parts > 1 and not cluster:
-                cost += LAUNCH_ROWS
-            # Among equals the longer strip, which reads fewer rows twice.
-            if found is None or cost <= found[0]:
-                found = (
-                    cost,
-                    DepthwiseLaunch(channel_threads, strip_threads, rows, parts, cluster),
-                )
-    assert found is not None
-    return found[1]
+    problem = _Problem(n, channels, *out_size, kernel, stride, dtype, squeeze)
+    clusters = squeeze and target.capability >= (9, 0)
+    # Among equals the first: whole lines, long strips, few parts.
+    return min(_layouts(problem, clusters), key=lambda layout: _clocks(problem, layout, target))
 
 
-def _channel_threads(vectors: int, vector_bytes: int) -> int:
-    """Lanes along the channels: as many as make a line of 128 bytes, or twice or half of that
-    where fewer of them have nothing to do."""
-    line = min(128 // vector_bytes, 32)
-    return min((line, 2 * line, line // 2), key=lambda lanes: -(-vectors // lanes) * lanes)
+@dataclass(frozen=True)
+class _Problem:
+    n: int
+    channels: int
+    height: int  # of the output
+    columns: int
+    kernel: int
+    stride: int
+    dtype: torch.dtype
+    squeeze: bool
+
+    @property
+    def width(self) -> int:
+        return channels_of_a_thread(self.channels, self.kernel, self.dtype)
+
+    @property
+    def across(self) -> int:
+        """Strips beside each other."""
+        return -(-self.columns // columns_of_a_strip(self.kernel, self.width))
+
+    def strips(self, rows: int) -> int:
+        return self.across * -(-self.height // rows)
+
+
+def warps_of_a_multiprocessor(kernel: int, dtype: torch.dtype) -> int:
+    """That have registers: ``kBlocks`` of csrc/depthwise.cu, of 4 warps."""
+    return 8 if kernel == 7 or dtype.itemsize == 4 else 12
+
+
+def _line(problem: _Problem) -> int:
+    """Lanes along the channels that make a line of 128 bytes."""
+    return min(128 // (problem.width * problem.dtype.itemsize), WARP)
+
+
+def _layouts(problem: _Problem, clusters: bool) -> Iterator[DepthwiseLaunch]:
+    line = _line(problem)
+    splits = {-(-problem.height // parts) for parts in range(1, problem.height + 1)}
+    for channel_threads in (line, 2 * line, line // 2):
+        # Whole warps.
+        unit = max(WARP // channel_threads, 1)
+        for strip_threads in range(unit, THREADS // channel_threads + 1, unit):
+            for rows in sorted(splits, reverse=True):
+                enough = -(-problem.strips(rows) // strip_threads)
+                for parts in _parts(enough, problem.squeeze, clusters):
+                    cluster = clusters and parts in CLUSTERS
+                    yield DepthwiseLaunch(channel_threads, strip_threads, rows, parts, cluster)
 
 
 def _parts(enough: int, squeeze: bool, clusters: bool) -> list[int]:
@@ -103,3 +144,44 @@ def _parts(enough: int, squeeze: bool, clusters: bool) -> list[int]:
     return sorted(
         {1, enough} | {parts for parts in CLUSTERS if parts < (2 * enough if clusters else enough)}
     )
+
+
+def _clocks(problem: _Problem, layout: DepthwiseLaunch, target: Target) -> float:
+    """Of the busiest multiprocessor."""
+    kernel, stride, width = problem.kernel, problem.stride, problem.width
+    lanes, strip_threads = layout.channel_threads, layout.strip_threads
+    channel_blocks = -(-problem.channels // (lanes * width))
+    blocks = problem.n * channel_blocks * layout.parts
+    own_blocks = -(-blocks // target.multiprocessors)
+    warps = lanes * strip_threads // WARP
+    resident = max(warps_of_a_multiprocessor(kernel, problem.dtype) // warps, 1)
+
+    # A strip walks down the rows of its windows; the first ones finish no output.
+    steps = layout.rows + (kernel - 1) // stride
+    columns = columns_of_a_strip(kernel, width)
+    of_strip = steps * columns * width * INSTRUCTIONS[kernel, stride] + STRIP_INSTRUCTIONS
+    strips = -(-problem.strips(layout.rows) // layout.parts)  # of a block
+    rounds = -(-strips // strip_threads)
+    # Warps of the last round in which no lane has a strip do nothing.
+    last = strips - (rounds - 1) * strip_threads
+    busy = (rounds - 1) * warps + -(-last * lanes // WARP)
+    issue = own_blocks * busy * of_strip / ISSUE
+    slowest = -(-own_blocks // resident) * rounds * (of_strip / ALONE + FIRST_ROWS)
+
+    rows_in = min((layout.rows - 1) * stride + kernel, problem.height * stride)
+    read = strips / problem.across * rows_in * problem.columns * stride
+    if strip_threads < problem.across:
+        # What neighbours share is no longer in L1 when the second comes.
+        read *= 1 + OUT_OF_L1 * (kernel - stride) / (columns * stride)
+    written = strips / problem.across * layout.rows * problem.columns
+    channels = problem.channels / channel_blocks  # on average
+    bytes_of_block = (read + written) * channels * problem.dtype.itemsize
+    memory = own_blocks * bytes_of_block / DRAM_RATE
+    if lanes < _line(problem):
+        memory *= HALF_LINE
+
+    units = (issue, slowest, memory)
+    clocks = max(units) + EXPOSED * (sum(units) - max(units))
+    if problem.squeeze and layout.parts > 1:
+        clocks += CLUSTER if layout.cluster else LAUNCH + LAUNCH_PART * layout.parts
+    return clocks

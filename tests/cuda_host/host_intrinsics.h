@@ -111,6 +111,12 @@ T __ldg(const T* address) {
   return *address;
 }
 
+inline float __uint_as_float(unsigned x) {
+  float y;
+  std::memcpy(&y, &x, sizeof(y));
+  return y;
+}
+
 inline float __expf(float x) {
   return std::exp(x);
 }
@@ -132,6 +138,24 @@ inline float tanh_approx(float x) {
   const float mantissa = std::frexp(std::tanh(x), &exponent);
   return std::ldexp(std::rint(mantissa * 1024.0f) / 1024.0f, exponent);
 }
+
+// With the largest errors that the PTX manual allows.
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x) * (1.0f + 0x1p-22f);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
+inline float reciprocal_approx(float x) {
+  const float y = 1.0f / x * (1.0f - 0x1p-23f);
+  return std::fabs(y) < 0x1p-126f ? y * 0.0f : y;
+}
+
+inline void add_if_at_least(float& sum, float value, int count, int least) {
+  if (count >= least) sum += value;
+}
+
+template <typename T>
+inline void keep(T&) {}
 
 inline void cluster_arrive() {}  // the wait that follows does both halves
 
@@ -157,8 +181,8 @@ inline void cp_async16(void* shared, const void* global, bool inside) {
   fiber.copies.push_back({shared, global, inside, fiber.group});
 }
 
-inline void cp_async_cached16(void* shared, const void* global) {
-  cp_async16(shared, global, true);
+inline void cp_async_cached16(void* shared, const void* global, bool inside) {
+  cp_async16(shared, global, inside);
 }
 
 inline void cp_async_commit() {

@@ -21,6 +21,7 @@ GEOMETRIES = {
     "3x3 stride 2": Geometry((7, 7), (3, 3), (2, 2), (1, 1, 1, 1)),
     "3x3 stride 2 SAME": Geometry((38, 75), (3, 3), (2, 2), ()),
     "3x3 four sides": Geometry((5, 6), (3, 3), (1, 1), (0, 2, 3, 1)),
+    "3x3 in much padding": Geometry((3, 3), (3, 3), (1, 1), (5, 4, 1, 6)),
     "5x5": Geometry((7, 7), (5, 5), (1, 1), (2, 2, 2, 2)),
     "5x5 SAME": Geometry((38, 11), (5, 5), (1, 1), ()),
     "5x5 stride 2 SAME": Geometry((19, 38), (5, 5), (2, 2), ()),
@@ -77,6 +78,14 @@ def test_lengths_of_a_strip(native: Native, rows: int) -> None:
         checked(native, GEOMETRIES[name])
 
 
+@pytest.mark.parametrize("threads", [(16, 6), (8, 12), (4, 3), (16, 1)], ids=str)
+@pytest.mark.parametrize("name", ["3x3", "3x3 stride 2 SAME", "5x5 SAME"])
+def test_shapes_of_a_block(native: Native, name: str, threads: tuple[int, int]) -> None:
+    """Warps whose lanes have strips of other lengths, or none; half warps are filled up."""
+    native.launch = [*threads, 4, 2, 0]
+    checked(native, GEOMETRIES[name], channels=(72, 0))
+
+
 @pytest.mark.parametrize("offset", [1, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unaligned_pointers(native: Native, dtype: torch.dtype, offset: int) -> None:
@@ -103,3 +112,13 @@ def test_nan_stays_in_its_channel_and_window(native: Native) -> None:
     expected = torch.zeros(2, 8, 5, 5, dtype=torch.bool)
     expected[0, 3, 0:3, 0:3] = True
     assert torch.equal(y.isnan(), expected)
+
+
+def test_outputs_that_do_not_exist_are_not_in_the_mean(native: Native) -> None:
+    """A strip is wider than what is left of a row: what it computes there is nobody's."""
+    args = arguments("depthwise_bias_act", Geometry((8, 8), (3, 3), (2, 2)), channels=(8, 0))
+    args["x"][:, :, :, 7] = torch.nan
+    args["x"][:, :, 7] = torch.nan
+    inputs = args["x"], args["weight"], args["bias"]
+    y, pooled = cuda.depthwise_bias_act(*inputs, (2, 2), (0, 0, 0, 0), "silu", True)
+    assert y.shape[2:] == (3, 3) and y.isfinite().all() and pooled.isfinite().all()

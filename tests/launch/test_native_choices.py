@@ -141,6 +141,23 @@ def test_odd_channels_take_one_channel_a_thread() -> None:
     assert found.channel_threads * found.strip_threads <= depthwise.THREADS
 
 
+@pytest.mark.parametrize("target", KNOWN)
+@pytest.mark.parametrize(
+    ("channels", "side", "stride"), [(960, 24, 1), (512, 24, 1), (1536, 12, 1), (256, 24, 2)]
+)
+def test_no_warp_of_v2_s_is_idle(channels: int, side: int, stride: int, target: str) -> None:
+    """Every lane has a strip and every block all of an image: at batch 128 and 256 channels, on
+    the largest GPU, half."""
+    shape = 128, channels, (side, side), 3, stride, torch.bfloat16, True
+    found = depthwise.choose(*shape, KNOWN[target])
+    assert found.channel_threads * found.strip_threads % 32 == 0
+    width = depthwise.channels_of_a_thread(channels, 3, torch.bfloat16)
+    assert channels % (found.channel_threads * width) == 0
+    across = -(-side // depthwise.columns_of_a_strip(3, width))
+    strips = across * -(-side // found.rows)
+    assert strips % (found.strip_threads * found.parts) == 0 and found.parts <= 2
+
+
 def test_an_image_alone_is_split_and_many_are_not() -> None:
     shape = 960, (24, 24), 3, 1, torch.bfloat16, True
     alone = depthwise.choose(1, *shape, KNOWN["sm_90a"])
