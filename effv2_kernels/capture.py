@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -67,9 +67,10 @@ class GraphRunner:
         self._forward = vars(model).get("forward")
         self._watch = Watch(links_of(model))
         self._leaves = tuple(m for m in model.modules() if m._parameters or m._buffers)
+        self._storages = _storages_of(self._leaves)
         self._stamp = Stamp(self._leaves, (), sample=False)
         self._caches = caches_of(model)
-        # A graph reads the folded weights at their addresses: held here, they stay there.
+        # A graph reads weights, folded or not, at their addresses: held here, they stay there.
         self._folded: list[object] = []
         self._lock = threading.Lock()
         # Graphs share memory only where they share the stream of their capture, too.
@@ -85,9 +86,13 @@ class GraphRunner:
 
     def __call__(self, x: Tensor) -> Any:
         with self._lock, torch.no_grad():
+            likely = self._graphs.get(_kind(x))
+            outputs = None if likely is None else self._run(likely, x)
+            # While the GPU works, the CPU looks whether it was right to: a batch of one takes no
+            # longer than the look. What a graph reads is held, so that it is there in any case.
             graph = self._graph(x)
             if graph is not None:
-                return self._run(graph, x)
+                return outputs if graph is likely else self._run(graph, x)
         with torch.no_grad():
             return self.model(x)
 
@@ -100,6 +105,7 @@ class GraphRunner:
         if not (self._stamp.matches() and all(map(is_, self._contents(), self._folded))):
             self._forget()
             self._stamp = Stamp(self._leaves, (), sample=False)
+            self._storages = _storages_of(self._leaves)
         if key in self._failed:
             return None
         graph = self._graphs.pop(key, None) or self._record(key, x)
@@ -220,6 +226,11 @@ def _no_cached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+def _storages_of(modules: Iterable[nn.Module]) -> list[object]:
+    tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+    return [tensor.untyped_storage() for tensor in tensors if tensor is not None]
 
 
 def _kind(x: Tensor) -> Hashable:

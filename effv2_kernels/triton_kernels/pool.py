@@ -24,7 +24,7 @@ from .gather import load_window
 def conv_act_pool_kernel(
     x, weight, bias, out, pixels,
     C: tl.constexpr, OUT: tl.constexpr, PARTIAL: tl.constexpr, ACT: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, THROUGH_L1: tl.constexpr,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
     TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x: (N, pixels, C); weight: (OUT, C); bias: (OUT,); out: (N, OUT) means or, if PARTIAL,

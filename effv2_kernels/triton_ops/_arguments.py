@@ -42,6 +42,12 @@ def special(act: str) -> int:
     return {"silu": 1, "gelu": 2}.get(act, 0)
 
 
+def through_l1(x: Tensor, taps: int) -> bool:
+    """Whether copies of a window's taps are to go through L1. Measured on an H200, at equal tiles:
+    24 channels gain 14 %; 48 and 64, whose pixels fill whole sectors, lose 14 to 28 %."""
+    return taps > 1 and x.shape[1] * x.element_size() < 64
+
+
 def nhwc(x: Tensor) -> Tensor:
     """x, or a copy, whose elements lie as in a dense (N, H, W, C)."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -61,10 +61,9 @@ def compile_for(instance: Instance, target: Target) -> Any:
 def _copies_through_l1() -> Iterator[None]:
     """Within it, asynchronous copies of 16 bytes are allocated in L1. Triton always has them pass
     it by (``cp.async.cg``), whatever cache modifier a load asks for: nine taps of a window are then
-    read nine times from L2, which was all that bounded these kernels on an H200. In PTX it is one
-    letter, and Triton's hook for looking at the stages of a compilation (3.6 and later have it) is
-    where it can be changed. Without the hook the copies are as they were: right, and slower.
-    """
+    read nine times from L2. In PTX it is one letter, and Triton's hook for looking at the stages of
+    a compilation (3.6 and later have it) is where it can be changed. Without the hook the copies
+    are as they were: right, and slower."""
     from triton import knobs
 
     runtime = knobs.runtime

@@ -90,7 +90,7 @@ def convolve(
         "FAST": arguments.fast(act, x) and split == 1,
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
-        "THROUGH_L1": True,
+        "THROUGH_L1": arguments.through_l1(x, taps),
         "SPLIT_K": split,
         "BLOCK_M": choice.block_m,
         "BLOCK_N": choice.block_n,

@@ -60,7 +60,7 @@ def fused_mbconv(
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
-        "THROUGH_L1": True,
+        "THROUGH_L1": arguments.through_l1(x, taps),
         "BLOCK_M": choice.block_m,
         "BLOCK_E": choice.block_e,
         "BLOCK_F": choice.block_f,

@@ -37,7 +37,6 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x),
-        "THROUGH_L1": True,
         "TILES": tiles,
         "BLOCK_M": choice.block_m,
         "BLOCK_N": choice.block_n,
