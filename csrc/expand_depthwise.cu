@@ -15,7 +15,7 @@
 // depthwise strips of common/depthwise.cuh on it, while the next weights arrive. Only pixels of the
 // image are in the tile, so that the padding of the *expanded* tensor is 0 and not act(b1): the
 // strips skip it. Rows in shared memory are 16 bytes longer than their data: ldmatrix, the stores
-// of fragments and the strips' 16-byte loads then meet no bank conflicts.
+// of fragments and the strips' loads then meet no bank conflicts.
 //
 // Against the separate ops this trades memory traffic for recomputed halos and for idle tensor
 // cores; launch/expand_depthwise.py chooses by a model of both. Not measured on a GPU.

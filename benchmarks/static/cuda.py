@@ -40,6 +40,8 @@ HIDDEN = {
     "(effv2::squeeze_excite::Hidden)0": "shared",
     "(effv2::squeeze_excite::Hidden)1": "cluster",
 }
+# Which activations an instance of depthwise_kernel is for, as kSilu says.
+SILU = {"true": "silu", "false": "others"}
 # The shape of which an expand_depthwise is tabled: in channels, channels, side, side of the output.
 SHAPES = {
     (3, 1): (160, 960, 24, 24),  # V2-S, stage 5
@@ -55,6 +57,8 @@ UNITS = {
     "load16_share": "ratio",
     "mma_instructions": "instructions",
 }
+# Of the instances of depthwise_kernel for SiLU only: what the row loop takes an output.
+OUTPUT_INSTRUCTIONS = "output_instructions"
 THREADS_PER_SM = 2048
 BLOCKS_PER_SM = 32
 # Registers come in groups of 8 for each thread, shared memory in 128 bytes, and 1 KB for a block.
@@ -75,8 +79,18 @@ class Instance:
 
     @property
     def case(self) -> str:
-        short = (SHORT.get(a) or HIDDEN.get(a) or a for a in self.arguments)
+        short = (SHORT.get(a) or HIDDEN.get(a) or SILU.get(a) or a for a in self.arguments)
         return f"{self.family}<{', '.join(short)}>"
+
+    @property
+    def outputs_of_a_turn(self) -> int:
+        """That a turn of the row loop finishes; 0 where there is no such loop. It has as many rows
+        as a window reaches at once (csrc/common/depthwise.cuh)."""
+        if self.family != "depthwise_kernel" or self.arguments[-1] != "true":
+            return 0
+        kernel, stride, width = map(int, self.arguments[1:4])
+        rows = (kernel - 1) // stride + 1
+        return rows * depthwise.columns_of_a_strip(kernel, width) * width
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,7 @@ class Code:
     loads: int
     loads16: int
     mma: int
+    loop: int = 0  # instructions of the innermost loop that has nearly all of the multiplications
 
 
 def windows() -> list[tuple[int, int]]:
@@ -106,18 +121,21 @@ def instances(architecture: str = "sm_90a") -> Iterator[Instance]:
             yield Instance("squeeze_excite_gate_kernel", arguments, 512, images * 4 * 160)
     for kernel, stride in windows():
         for dtype in DTYPES:
-            yield _depthwise(dtype, kernel, stride)
+            for silu in SILU:
+                yield _depthwise(dtype, kernel, stride, silu)
         for dtype in ("__half", "__nv_bfloat16"):
             for chunk in expand_depthwise.CHUNKS:
                 yield _expand(dtype, kernel, stride, chunk, architecture)
 
 
-def _depthwise(dtype: str, kernel: int, stride: int) -> Instance:
+def _depthwise(dtype: str, kernel: int, stride: int, silu: str) -> Instance:
     width = depthwise.channels_of_a_thread(64, kernel, DTYPES[dtype])
+    item = DTYPES[dtype].itemsize
+    share = 16 // (width * item)  # lanes, which fill up the columns of an input row
     columns = (depthwise.columns_of_a_strip(kernel, width) - 1) * stride + kernel
     threads = depthwise.THREADS
-    staged = 4 * columns * threads * width * DTYPES[dtype].itemsize
-    arguments = (dtype, str(kernel), str(stride), str(width))
+    staged = 4 * -(-columns // share) * share * threads * width * item
+    arguments = (dtype, str(kernel), str(stride), str(width), silu)
     return Instance("depthwise_kernel", arguments, threads, staged + 4 * threads * width)
 
 
@@ -149,13 +167,16 @@ def rows() -> list[results.Row]:
         for instance in instances(architecture):
             key = (instance.family, instance.arguments)
             values = metrics(instance, usage[architecture, key], code[key], architecture)
+            if instance.outputs_of_a_turn:
+                of_output = code[key].loop / instance.outputs_of_a_turn
+                values[OUTPUT_INSTRUCTIONS] = f"{of_output:.4g}"
             found += [
                 replace(
                     base,
                     case=instance.case,
                     metric=metric,
                     value=value,
-                    unit=UNITS[metric],
+                    unit=UNITS.get(metric, "instructions"),
                     dtype=SHORT[instance.arguments[0]],
                     gpu=architecture,
                     p20=value,
@@ -221,7 +242,24 @@ def count(text: str) -> Code:
     copies = re.findall(r"\bLDGSTS(\S*)", text)
     loads = copies or re.findall(r"\bLDG(\.\S*)", text)
     wide = [kind for kind in loads if ".128" in kind]
-    return Code(len(loads), len(wide), len(re.findall(r"\bHMMA\b", text)))
+    return Code(len(loads), len(wide), len(re.findall(r"\bHMMA\b", text)), loop(text))
+
+
+def loop(text: str) -> int:
+    """Instructions of the shortest loop with at least 80 % of the fused multiplications."""
+    found = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", text)
+    code = [(int(address, 16), instruction) for address, instruction in found]
+    multiplications = [address for address, instruction in code if " FFMA" in f" {instruction}"]
+    lengths = []
+    for address, instruction in code:
+        branch = re.search(r"\bBRA\b.*?\b0x([0-9a-f]+)", instruction)
+        if branch is None or int(branch[1], 16) >= address:
+            continue
+        start = int(branch[1], 16)
+        inside = [a for a in multiplications if start <= a <= address]
+        if len(inside) >= 0.8 * len(multiplications) > 0:
+            lengths.append(sum(start <= a <= address for a, _ in code))
+    return min(lengths, default=0)
 
 
 def cuobjdump() -> str:

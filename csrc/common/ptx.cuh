@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace effv2::ptx {
@@ -35,9 +36,44 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
 
 // sum += value if count >= least, as a predicated addition: never a branch.
 __device__ __forceinline__ void add_if_at_least(float& sum, float value, int count, int least) {
-  asm("{\n\t.reg .pred p;\n\tsetp.ge.s32 p, %2, %3;\n\t@p add.f32 %0, %0, %1;\n\t}"
+  asm("{.reg .pred p; setp.ge.s32 p, %2, %3; @p add.f32 %0, %0, %1;}"
       : "+f"(sum)
       : "f"(value), "r"(count), "r"(least));
+}
+
+// *global = value, of 2, 4, 8 or 16 bytes, if count >= least, as a predicated store.
+template <typename T>
+__device__ __forceinline__ void store_if_at_least(void* global, const T& value, int count,
+                                                  int least) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 2) {
+    uint16_t half;
+    memcpy(&half, &value, sizeof(T));
+    asm volatile("{.reg .pred p; setp.ge.s32 p, %2, %3; @p st.global.b16 [%0], %1;}" ::"l"(global),
+                 "h"(half), "r"(count), "r"(least)
+                 : "memory");
+  } else {
+    uint32_t word[sizeof(T) / 4];
+    memcpy(word, &value, sizeof(T));
+    if constexpr (sizeof(T) == 4) {
+      asm volatile(
+          "{.reg .pred p; setp.ge.s32 p, %2, %3; @p st.global.b32 [%0], %1;}" ::"l"(global),
+          "r"(word[0]), "r"(count), "r"(least)
+          : "memory");
+    } else if constexpr (sizeof(T) == 8) {
+      asm volatile(
+          "{.reg .pred p; setp.ge.s32 p, %3, %4; @p st.global.v2.b32 [%0], {%1, %2};}" ::"l"(
+              global),
+          "r"(word[0]), "r"(word[1]), "r"(count), "r"(least)
+          : "memory");
+    } else {
+      asm volatile(
+          "{.reg .pred p; setp.ge.s32 p, %5, %6; @p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::
+              "l"(global),
+          "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]), "r"(count), "r"(least)
+          : "memory");
+    }
+  }
 }
 
 // Hides from the compiler how a value came about: it is kept, not formed again where it is used.

@@ -82,6 +82,8 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
   }
 }
 
+// A vector by pairs, where that is possible; for inner loops. (load() keeps to single elements,
+// which needs fewer registers at once.)
 template <int kWidth, typename T>
 __device__ __forceinline__ void unpack(const Pack<T, kWidth>& pack, float (&out)[kWidth]) {
   if constexpr (sizeof(T) == 2 && kWidth % 2 == 0) {
@@ -96,7 +98,9 @@ __device__ __forceinline__ void unpack(const Pack<T, kWidth>& pack, float (&out)
 
 template <int kWidth, typename T>
 __device__ __forceinline__ void load(const T* source, float (&out)[kWidth]) {
-  unpack(*reinterpret_cast<const Pack<T, kWidth>*>(source), out);
+  const Pack<T, kWidth> pack = *reinterpret_cast<const Pack<T, kWidth>*>(source);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) out[i] = to_float(pack.element[i]);
 }
 
 template <typename T, int kWidth>

@@ -155,6 +155,11 @@ inline void add_if_at_least(float& sum, float value, int count, int least) {
 }
 
 template <typename T>
+inline void store_if_at_least(void* global, const T& value, int count, int least) {
+  if (count >= least) *static_cast<T*>(global) = value;
+}
+
+template <typename T>
 inline void keep(T&) {}
 
 inline void cluster_arrive() {}  // the wait that follows does both halves
