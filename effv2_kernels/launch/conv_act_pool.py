@@ -72,7 +72,7 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
 
 def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
     tile = _tile(shape, choice, kind, target)
-    return dense.fits(tile, target, kind) and dense.is_roomy(tile, kind)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, target, kind)
 
 
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:

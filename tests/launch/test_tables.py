@@ -55,7 +55,8 @@ def test_a_tuned_launch_goes_before_the_closed_form(path: Path) -> None:
     forget()
     assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == CHOICE
     assert selection.choose("conv", SHAPE, "float16", TARGET) != CHOICE
-    other_gpu = targets.KNOWN["sm_90a"]
+    other_gpu = targets.KNOWN["sm_80"]
+    closed = conv.closed_form(SHAPE, "bfloat16", other_gpu)
     assert selection.choose("conv", SHAPE, "bfloat16", other_gpu) == closed
 
 
