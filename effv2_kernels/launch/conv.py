@@ -47,11 +47,20 @@ class Choice:
 
 
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:
-    """An upper bound: A and B in every stage; where nothing is in flight any more, the
+    """An upper bound: A, B and two rows of a gate in every stage; where nothing is in flight any more, the
     same memory is used to bring the accumulators into the order of the output."""
     item = dense.ITEM_BYTES[kind]
-    loop = choice.stages * (choice.block_m + choice.width) * choice.block_k * item
+    rows = choice.block_m + choice.width + (2 if shape.gated else 0)
+    loop = choice.stages * rows * choice.block_k * item
     return max(loop, choice.block_m * (choice.block_n + 8) * 4) + 1024
+
+
+def stages_with_gate(choice: Choice, kind: str, target: Target) -> int:
+    """The stages for which there is room where a tile lies in many images, and its gate takes as
+    much shared memory as A does."""
+    item = dense.ITEM_BYTES[kind]
+    stage = (2 * choice.block_m + choice.width) * choice.block_k * item
+    return max(1, min(choice.stages, (target.shared_per_block - 1024) // stage))
 
 
 def _tile(shape: Shape, choice: Choice, kind: str, target: Target) -> dense.Tile:

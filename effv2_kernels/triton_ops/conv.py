@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..launch.conv import Choice, Shape
+from ..launch.conv import Choice, Shape, stages_with_gate
 from ..launch.selection import choose
 from ..triton_kernels.conv import conv_kernel, finish_split_kernel
 from . import _arguments as arguments
@@ -75,8 +75,12 @@ def convolve(
     special = arguments.special(act)
     shape = Shape(rows, channels, weight.shape[0], taps, gate is not None, special)
     kind = arguments.kind(x)
-    choice: Choice = choose("conv", shape, kind, target_of(x))
-    split = choice.split_k
+    target = target_of(x)
+    choice: Choice = choose("conv", shape, kind, target)
+    split, stages = choice.split_k, choice.stages
+    images = _images_of_a_tile(gate, window.height * window.width, choice.block_m)
+    if gate is not None and images == 0:
+        stages = stages_with_gate(choice, kind, target)
     constants = {
         "C": channels,
         "OUT": weight.shape[0],
@@ -84,7 +88,7 @@ def convolve(
         "KW": kernel[1],
         "PLAIN": window.plain,
         "GATED": gate is not None,
-        "IMAGES": _images_of_a_tile(gate, window.height * window.width, choice.block_m),
+        "IMAGES": images,
         "RESIDUAL": residual is not None and split == 1,
         "ACT": act if split == 1 else "none",
         "FAST": arguments.fast(act, x) and split == 1,
@@ -97,7 +101,7 @@ def convolve(
         "BLOCK_R": choice.block_r,
         "BLOCK_K": choice.block_k,
     }
-    tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // (choice.block_n + choice.block_r))
+    tiles = -(-rows // choice.block_m) * -(-weight.shape[0] // choice.width)
     into = out if split == 1 else arguments.empty(out, split, out.numel(), dtype=torch.float32)
     launch(
         conv_kernel,
@@ -105,7 +109,7 @@ def convolve(
         (x, weight, bias, gate, residual if split == 1 else None, into, rows, *window.numbers),
         constants,
         warps=choice.warps,
-        stages=choice.stages,
+        stages=stages,
     )
     if split > 1:
         _finish(into, bias, residual, out, act, split)

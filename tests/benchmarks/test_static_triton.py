@@ -81,15 +81,17 @@ def test_the_estimate_of_shared_memory_is_an_upper_bound(architecture: str) -> N
         end = n["warps"], n["stages"]
         if case.startswith("conv "):
             taps, gated = n["kh"] * n["kw"], " gated " in case
+            # A gate row for each pixel of a tile takes what A takes.
+            blocks = (blocks[0] * (1 + (gated and n["images"] == 0)), *blocks[1:])
             shape = conv.Shape(1000, n["c"], n["out"], taps, gated)
             estimate = conv.shared_bytes(
-                shape, conv.Choice(*blocks, n["split_k"], *end), "bfloat16"
+                shape, conv.Choice(*blocks, n["split_k"], *end, n["block_r"]), "bfloat16"
             )
         elif case.startswith("fused"):
             taps = n["kh"] * n["kw"]
             wide = fused_mbconv.Shape(1000, n["c"], n["e"], n["out"], taps)
             estimate = fused_mbconv.shared_bytes(
-                wide, fused_mbconv.Choice(*blocks, *end), "bfloat16"
+                wide, fused_mbconv.Choice(*blocks, *end, n["block_f"]), "bfloat16"
             )
         else:
             pooled = conv_act_pool.Shape(1, 100, n["c"], n["out"])

@@ -115,3 +115,12 @@ def test_the_model_knows_what_more_work_costs() -> None:
     assert costs == sorted(costs) and costs[-1] > 4 * costs[-2]
     slow = conv.cost(conv.Shape(2**18, 160, 960, 1), choice, "float32", target)
     assert slow > 3 * costs[2]
+
+
+def test_a_gate_of_many_images_leaves_room_for_fewer_stages() -> None:
+    target = targets.KNOWN["sm_90a"]
+    small, large = conv.Choice(64, 128, 64, 1, 4, 4), conv.Choice(128, 256, 128, 1, 8, 2)
+    assert conv.stages_with_gate(small, "bfloat16", target) == 4
+    assert conv.stages_with_gate(large, "bfloat16", target) == 1
+    taken = (2 * 128 + 256) * 128 * 2
+    assert taken <= target.shared_per_block < 2 * taken
