@@ -1,5 +1,5 @@
-"""``python -m benchmarks SUITE ...`` measures; ``plots``, ``readme``, ``compare``, ``correctness``
-and ``verdict`` read what was measured; ``gpu`` is what ``make gpu`` runs."""
+"""``python -m benchmarks SUITE ...`` measures; ``plots``, ``readme``, ``compare``, ``correctness``,
+``tuned`` and ``verdict`` read what was measured; ``gpu`` is what ``make gpu`` runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effv2_kernels.cli.networks import NetworkError
 
-from . import compare, correctness, gpu, options, plots, readme, results, verdict
+from . import compare, correctness, gpu, options, plots, readme, results, tuned, verdict
 from .options import Options
 from .quiet import MachineBusy
 from .suites import SUITES
@@ -87,6 +87,7 @@ COMMANDS = {
     "plots": plots,
     "compare": compare,
     "correctness": correctness,
+    "tuned": tuned,
     "verdict": verdict,
     "gpu": gpu,
 }

@@ -14,26 +14,30 @@ NOT_MEASURED = "not measured"
 
 
 def gains(rows: list[Row]) -> str:
-    """One line for each measured case of a whole network, and where it was measured."""
+    """A line for each measured case of a whole network, one more where it ran as a CUDA graph, and
+    where it was measured."""
     found = [r for r in rows if r.suite in ("cpu", "models", "latency")]
     cases = list(dict.fromkeys(_case(r) for r in found))
     lines = []
     for case in cases:
         cells = {f"{r.impl} {r.metric}": r for r in found if _case(r) == case}
         device, network, resolution, dtype, batch = case
-        lines.append(
-            (
-                device,
-                f"{network}, {resolution} px",
-                dtype,
-                batch,
-                _value(cells.get("eager_nhwc latency_ms"), "{:.1f} ms"),
-                _value(cells.get("compile_default latency_ms"), "{:.1f} ms"),
-                _value(cells.get("effv2 latency_ms"), "{:.1f} ms"),
-                _ratio(cells.get("effv2 speedup_vs_eager_nhwc")),
-                _ratio(cells.get("effv2 speedup_vs_compile_default")),
+        for impl, run in (("effv2", ""), ("effv2_graph", ", captured")):
+            if run and f"{impl} latency_ms" not in cells:
+                continue
+            lines.append(
+                (
+                    device,
+                    f"{network}, {resolution} px{run}",
+                    dtype,
+                    batch,
+                    _value(cells.get("eager_nhwc latency_ms"), "{:.1f} ms"),
+                    _value(cells.get("compile_default latency_ms"), "{:.1f} ms"),
+                    _value(cells.get(f"{impl} latency_ms"), "{:.1f} ms"),
+                    _ratio(cells.get(f"{impl} speedup_vs_eager_nhwc")),
+                    _ratio(cells.get(f"{impl} speedup_vs_compile_default")),
+                )
             )
-        )
     if not any(_on_gpu(r) for r in found):
         lines.append(("GPU", "any", "any", "any", *[NOT_MEASURED] * 5))
     header = (
@@ -185,6 +189,61 @@ def operators(rows: list[Row]) -> str:
     header = (
         "device", "operator", "batch", "dtype", "shapes", "part of its floor", "over eager",
         "over `torch.compile`",
+    )  # fmt: skip
+    return _table(header, lines)
+
+
+def shapes(rows: list[Row]) -> str:
+    """Every operator's shapes at batch 128: what it replaces, ours, how far from the floor. Ours is
+    from the operator's own suite, or from ``tune`` where that measured a later version, apart."""
+    found = [r for r in rows if r.suite in OPERATORS and _on_gpu(r) and r.batch == "128"]
+    later = {(r.gpu, r.case, r.dtype): r for r in rows if r.suite == "tune" and r.impl == "effv2"
+             and r.batch == "128"}  # fmt: skip
+    lines = []
+    for gpu, suite, case, dtype in dict.fromkeys((r.gpu, r.suite, r.case, r.dtype) for r in found):
+        mine = [r for r in found if (r.gpu, r.suite, r.case, r.dtype) == (gpu, suite, case, dtype)]
+        cells = {f"{r.impl} {r.metric}": r for r in mine}
+        eager, ours = cells.get("eager_nhwc latency_us"), cells.get("effv2 latency_us")
+        part = cells.get("effv2 part_of_floor")
+        if eager is None or ours is None or part is None:
+            continue
+        floor = float(part.value) * float(ours.value)
+        apart = later.get((gpu, f"{suite} {case}", dtype))
+        now = apart if apart is not None and apart.commit != ours.commit else ours
+        gain = float(eager.value) / float(now.value)
+        lines.append((
+            gpu, suite, case, dtype, _value(eager, "{:.1f}"), _value(now, "{:.1f}"),
+            f"{gain:.2f}x", f"{100 * floor / float(now.value):.0f} %",
+            "apart" if now is apart else "in turn", now.commit,
+        ))  # fmt: skip
+    if not lines:
+        return f"On a GPU: {NOT_MEASURED}."
+    header = (
+        "device", "operator", "shape", "dtype", "eager, us", "ours, us", "over eager",
+        "part of its floor", "timed", "commit",
+    )  # fmt: skip
+    return _table(header, lines)
+
+
+def correctness(rows: list[Row]) -> str:
+    """For each operator and engine: outputs that a GPU computed, those that were wrong, the worst
+    error over PyTorch's own (2 is what may pass)."""
+    found = [r for r in rows if r.suite == "correctness"]
+    lines = []
+    for gpu, op, impl in dict.fromkeys((r.gpu, r.case, r.impl) for r in found):
+        mine = [r for r in found if (r.gpu, r.case, r.impl) == (gpu, op, impl)]
+        values = {m: [float(r.value) for r in mine if r.metric == m] for m in
+                  ("outputs", "wrong_outputs", "worst_error_over_pytorch")}  # fmt: skip
+        dtypes = ", ".join(dict.fromkeys(r.dtype for r in mine))
+        lines.append((
+            gpu, op, impl, dtypes, f"{sum(values['outputs']):.0f}",
+            f"{sum(values['wrong_outputs']):.0f}",
+            f"{max(values['worst_error_over_pytorch']):.2f}",
+        ))  # fmt: skip
+    if not lines:
+        return f"On a GPU: {NOT_MEASURED}."
+    header = (
+        "device", "operator", "engine", "dtypes", "outputs", "wrong", "worst error over PyTorch's",
     )  # fmt: skip
     return _table(header, lines)
 

@@ -24,6 +24,8 @@ PAGES: Mapping[Path, Mapping[str, Callable[[list[Row]], str]]] = {
         "training roofline": pages.training_roofline,
         "blocks": pages.blocks,
         "operators": pages.operators,
+        "shapes": pages.shapes,
+        "correctness": pages.correctness,
         "kernels": pages.kernels,
     },
 }

