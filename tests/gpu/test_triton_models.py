@@ -64,6 +64,18 @@ def test_nothing_compiles_after_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_what_was_taken_once_is_computed_alike_and_all_else_is_still_checked() -> None:
+    """From the second forward on, ops are called past the dispatcher and its checks."""
+    model, x = network(), torch.randn(2, 3, 64, 96, device="cuda", dtype=torch.bfloat16)
+    ek.patch(model)
+    first = model(x)
+    assert torch.equal(first, model(x))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="effv2::stem"):
+            model(x[:, :2])
+
+
+@torch.no_grad()
 def test_compiled_without_a_graph_break() -> None:
     model, x = network(), torch.randn(2, 3, 64, 96, device="cuda", dtype=torch.bfloat16)
     ek.patch(model, backend="triton")
