@@ -21,14 +21,15 @@ def gains(rows: list[Row]) -> str:
     lines = []
     for case in cases:
         cells = {f"{r.impl} {r.metric}": r for r in found if _case(r) == case}
-        device, network, resolution, dtype, batch = case
+        device, network, resolution, dtype, batch, suite = case
+        network = f"{network}, {resolution} px" + (", from idle" if suite == "latency" else "")
         for impl, run in (("effv2", ""), ("effv2_graph", ", captured")):
             if run and f"{impl} latency_ms" not in cells:
                 continue
             lines.append(
                 (
                     device,
-                    f"{network}, {resolution} px{run}",
+                    f"{network}{run}",
                     dtype,
                     batch,
                     _value(cells.get("eager_nhwc latency_ms"), "{:.1f} ms"),
@@ -169,7 +170,8 @@ def blocks(rows: list[Row]) -> str:
 
 
 def operators(rows: list[Row]) -> str:
-    """For each operator and device: the geometric mean of its gains over the measured shapes."""
+    """For each operator and device: the geometric mean of its gains over the measured shapes, of
+    whatever commits."""
     found = [r for r in rows if r.suite in OPERATORS and _on_gpu(r) and r.impl == "effv2"]
     lines = []
     for gpu, suite, batch, dtype in dict.fromkeys(
@@ -183,12 +185,12 @@ def operators(rows: list[Row]) -> str:
             for metric in ("part_of_floor", "speedup_vs_eager_nhwc", "speedup_vs_compile_default")
         ]
         count = len({r.case for r in mine})
-        lines.append((gpu, suite, batch, dtype, str(count), *means))
+        lines.append((gpu, suite, batch, dtype, str(count), *means, _commits(mine)))
     if not lines:
-        lines = [("GPU", suite, "any", "any", "0", *[NOT_MEASURED] * 3) for suite in OPERATORS]
+        lines = [("GPU", suite, "any", "any", "0", *[NOT_MEASURED] * 4) for suite in OPERATORS]
     header = (
         "device", "operator", "batch", "dtype", "shapes", "part of its floor", "over eager",
-        "over `torch.compile`",
+        "over `torch.compile`", "commits",
     )  # fmt: skip
     return _table(header, lines)
 
@@ -239,11 +241,13 @@ def correctness(rows: list[Row]) -> str:
             gpu, op, impl, dtypes, f"{sum(values['outputs']):.0f}",
             f"{sum(values['wrong_outputs']):.0f}",
             f"{max(values['worst_error_over_pytorch']):.2f}",
+            _commits(mine),
         ))  # fmt: skip
     if not lines:
         return f"On a GPU: {NOT_MEASURED}."
     header = (
         "device", "operator", "engine", "dtypes", "outputs", "wrong", "worst error over PyTorch's",
+        "commits",
     )  # fmt: skip
     return _table(header, lines)
 
@@ -290,7 +294,12 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _case(row: Row) -> tuple[str, ...]:
-    return row.gpu.partition(" (")[0], row.case, row.resolution, row.dtype, row.batch
+    device = row.gpu.partition(" (")[0]
+    return device, row.case, row.resolution, row.dtype, row.batch, row.suite
+
+
+def _commits(rows: Iterable[Row]) -> str:
+    return ", ".join(dict.fromkeys(row.commit for row in rows))
 
 
 def _sources(rows: list[Row]) -> list[str]:

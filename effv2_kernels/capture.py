@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -67,10 +67,10 @@ class GraphRunner:
         self._forward = vars(model).get("forward")
         self._watch = Watch(links_of(model))
         self._leaves = tuple(m for m in model.modules() if m._parameters or m._buffers)
-        self._storages = _storages_of(self._leaves)
         self._stamp = Stamp(self._leaves, (), sample=False)
         self._caches = caches_of(model)
-        # A graph reads weights, folded or not, at their addresses: held here, they stay there.
+        # A graph reads weights at their addresses. Held here the folded ones stay there; the stamp
+        # holds the others.
         self._folded: list[object] = []
         self._lock = threading.Lock()
         # Graphs share memory only where they share the stream of their capture, too.
@@ -86,15 +86,23 @@ class GraphRunner:
 
     def __call__(self, x: Tensor) -> Any:
         with self._lock, torch.no_grad():
-            likely = self._graphs.get(_kind(x))
+            likely = self._likely(_kind(x))
             outputs = None if likely is None else self._run(likely, x)
             # While the GPU works, the CPU looks whether it was right to: a batch of one takes no
-            # longer than the look. What a graph reads is held, so that it is there in any case.
+            # longer than the look.
             graph = self._graph(x)
             if graph is not None:
                 return outputs if graph is likely else self._run(graph, x)
+        del outputs
         with torch.no_grad():
             return self.model(x)
+
+    def _likely(self, key: Hashable) -> _Graph | None:
+        """The graph that a call will most probably replay. What it reads must be there, though it
+        may be stale; and where the model itself ran last time, it most probably will again."""
+        if self.model.training or key in self.reasons or not self._stamp.is_there():
+            return None
+        return self._graphs.get(key)
 
     def _graph(self, x: Tensor) -> _Graph | None:
         key = _kind(x)
@@ -105,7 +113,6 @@ class GraphRunner:
         if not (self._stamp.matches() and all(map(is_, self._contents(), self._folded))):
             self._forget()
             self._stamp = Stamp(self._leaves, (), sample=False)
-            self._storages = _storages_of(self._leaves)
         if key in self._failed:
             return None
         graph = self._graphs.pop(key, None) or self._record(key, x)
@@ -206,7 +213,8 @@ def record(function: Callable[[], Any], stream: Any, pool: Any) -> tuple[Any, Ca
 @contextmanager
 def _random_numbers_outlive_it(device: torch.device) -> Iterator[None]:
     """A capture that breaks off leaves the device's generator as if it went on, and every random
-    number that is asked for later raises. The generator then gets the state from before."""
+    number that is asked for later raises. The generator then gets a state as it was before, which
+    graphs that others recorded do not share."""
     generator = torch.cuda.default_generators[device.index]
     before = generator.clone_state()
     try:
@@ -226,11 +234,6 @@ def _no_cached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
-
-
-def _storages_of(modules: Iterable[nn.Module]) -> list[object]:
-    tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
-    return [tensor.untyped_storage() for tensor in tensors if tensor is not None]
 
 
 def _kind(x: Tensor) -> Hashable:

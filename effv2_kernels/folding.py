@@ -43,7 +43,7 @@ _SAMPLE = 64
 class Weights:
     """What the op sequence of a block takes: (weight, bias) of each convolution, BN folded in;
     weights in the compute dtype and channels_last (or packed by oneDNN), biases in float32.
-    taken: (C, H, W) of inputs that the ops took with these weights, all their checks passed."""
+    taken: (dtype, (C, H, W)) of inputs that the ops took with these weights, all checks passed."""
 
     conv: Pair | None = None
     expand: Pair | None = None
@@ -51,7 +51,7 @@ class Weights:
     project: Pair | None = None
     se: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     packed: bool = False
-    taken: set[tuple[int, ...]] = field(default_factory=set, compare=False)
+    taken: set[tuple[torch.dtype, torch.Size]] = field(default_factory=set, compare=False)
 
 
 def fold(block: Block, dtype: torch.dtype) -> Weights:
@@ -272,6 +272,11 @@ class Stamp:
             and _eps(self._norms) == self._eps
             and (self._contents is None or torch.equal(self._read(), self._contents))
         )
+
+    def is_there(self) -> bool:
+        """Whether the memory of all that was stamped is where it was, whatever it now holds: a
+        storage that was resized (offloaded weights) is not."""
+        return _addresses(self._held) == self._addresses
 
     def _read(self) -> Tensor:
         vectors = [vector for norm in self._norms for vector in _vectors(norm)]

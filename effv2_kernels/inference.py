@@ -223,7 +223,7 @@ class BlockRunner:
         if not self.triton and not watched():
             if weights.packed:
                 ops = DIRECT
-            elif x.is_cuda and x.shape[1:] in weights.taken:
+            elif x.is_cuda and (x.dtype, x.shape[1:]) in weights.taken:
                 ops = DIRECT_CUDA
         with torch._C._AutoDispatchBelowAutograd():
             if not autocast:
@@ -232,7 +232,7 @@ class BlockRunner:
                 with torch.autocast(device, enabled=False):
                     found = self._apply(ops, sequence, weights, x, dtype)
         if ops is DISPATCHED and len(weights.taken) < _MOST_SHAPES:
-            weights.taken.add(tuple(x.shape[1:]))
+            weights.taken.add((x.dtype, x.shape[1:]))
         return found
 
     def _apply(

@@ -25,7 +25,11 @@ def assert_as_close_as_pytorch(
 ) -> None:
     """found may err at most ``factor`` times what PyTorch errs in the same dtype, plus ``tiny``."""
     error, allowed = relative_error(found, reference), relative_error(eager, reference)
-    assert error <= factor * allowed + tiny, f"error {error:.2e}, PyTorch's {allowed:.2e}"
+    assert passes(error, allowed, factor, tiny), f"error {error:.2e}, PyTorch's {allowed:.2e}"
+
+
+def passes(error: float, allowed: float, factor: float = 2.0, tiny: float = TINY) -> bool:
+    return error <= factor * allowed + tiny
 
 
 @torch.no_grad()

@@ -2,11 +2,11 @@
 of a multiprocessor, and a model of how long a grid of tiles takes.
 
 The model is for ranking tiles, not for predicting times. Its rates are the data sheets' but for
-that of L2; its latencies are those with which it ranked best on an H200, where 490 launches of
-V2-S's 34 shapes were measured: what it picks takes 10 % longer than the best on average. The long
-ends of a program are what that run taught: small tiles, several to a multiprocessor, whose ends
-hide behind each other's loops, beat the large ones that multiply best. ``tune`` measures, and what
-it finds goes before the model (``tables``).
+that of L2; its latencies are those with which it ranked 492 launches of V2-S's 34 shapes best that
+were measured on an H200: of these, the one that it ranks first takes 9 % longer than the fastest on
+average (they were fitted to the same data). The long ends of a program are what that run taught:
+small tiles, several to a multiprocessor, whose ends hide behind each other's loops, beat the large
+ones that multiply best. ``tune`` measures, and what it finds goes before the model (``tables``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How ``csrc/depthwise.cu`` is laid out: its header says what the numbers mean.
 
 The choice is by a model of the busiest multiprocessor: clocks of instruction issue, of its slowest
-warp, and of memory. Its constants are from the compiled code and from data sheets; only what it
-is made to avoid was measured (the header of the kernel says what).
+warp, and of memory. Its constants are from the compiled code and from data sheets. What it chose
+for V2-S at batch 128 reached 71 to 90 % of an H200's copy bandwidth; other layouts were not tried.
 """
 
 from __future__ import annotations

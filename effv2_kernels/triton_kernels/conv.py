@@ -15,8 +15,10 @@ split over SPLIT_K programs whose partial sums a second kernel adds in a fixed o
 (12 x 12, one image) by 256 channels are 12 tiles of 64 x 64 for 132 multiprocessors.
 
 Tiles of channels are BLOCK_N wide, or BLOCK_N + BLOCK_R, two products of one A tile: 160 channels
-are 128 + 32, where two tiles of 128 would read A twice and multiply 60 % more. L2 is what bounds
-these kernels on an H200 (bytes over measured times: 4 to 5 TB/s out of it), so A is to be read once. Taps of few channels are read again out of L1 (THROUGH_L1).
+are 128 + 32, where two tiles of 128 would read A twice and multiply 60 % more. On an H200 L2 seems
+to be what bounds these kernels (their bytes over measured times are 4 to 5 TB/s out of it; no
+counter was read), so A is to be read once. Taps of few channels are read again out of L1
+(THROUGH_L1).
 
 The gate has one row an image, and a tile of pixels lies in IMAGES of them, one or two: those rows
 are loaded, not one for each pixel (IMAGES = 0: more than two images).

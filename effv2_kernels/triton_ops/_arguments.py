@@ -43,8 +43,9 @@ def special(act: str) -> int:
 
 
 def through_l1(x: Tensor, taps: int) -> bool:
-    """Whether copies of a window's taps are to go through L1. Measured on an H200, at equal tiles:
-    24 channels gain 14 %; 48 and 64, whose pixels fill whole sectors, lose 14 to 28 %."""
+    """Whether copies of a window's taps are to go through L1. On an H200 48 and 64 channels, whose
+    pixels fill whole sectors, lose 2 to 50 % by it at most tiles, with the best among them; the
+    best tile of 24 channels was 14 % faster than one of another shape without it."""
     return taps > 1 and x.shape[1] * x.element_size() < 64
 
 

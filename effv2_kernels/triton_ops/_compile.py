@@ -73,9 +73,11 @@ def _copies_through_l1() -> Iterator[None]:
             yield
             return
 
+        mine = threading.get_ident()  # the hook is the process's, and others compile meanwhile
+
         def hook(backend: Any = None, stages: Any = None, *rest: Any) -> Any:
             found = before(backend, stages, *rest) if before is not None else ("", "")
-            if stages is not None:
+            if stages is not None and threading.get_ident() == mine:
                 make_ptx = stages["ptx"]
                 stages["ptx"] = lambda *args: _through_l1(make_ptx(*args))
             return found

@@ -92,5 +92,5 @@ def test_the_table_of_what_is_right_adds_up_dtypes() -> None:
         values = {"outputs": 10.0, "wrong_outputs": wrong, "worst_error_over_pytorch": wrong + 0.5}
         rows += [make("cuda", name, "", results.quantiles([v])) for name, v in values.items()]
     line = pages.correctness(rows).splitlines()[-1]
-    assert line.endswith("| stem | cuda | bfloat16, float16 | 20 | 2 | 2.50 |")
+    assert f"| stem | cuda | bfloat16, float16 | 20 | 2 | 2.50 | {rows[0].commit} |" in line
     assert "not measured" in pages.correctness([])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support import TINY, assert_as_close_as_pytorch, relative_error
+from tests.support import assert_as_close_as_pytorch, passes, relative_error
 
 #: Of the test that is running. ``conftest.py`` empties it before each.
 NOTES: list[dict[str, Any]] = []
@@ -28,9 +28,7 @@ def judge(op: str, engine: str, case: str, found: Tensor, eager: Tensor, referen
     rounded = rounded and torch.backends.cudnn.allow_tf32
     dtype = "tf32" if rounded else str(found.dtype).removeprefix("torch.")
     note = {"op": op, "engine": engine, "dtype": dtype, "case": case}
-    NOTES.append(
-        {**note, "error": error, "pytorch": allowed, "passed": error <= 2 * allowed + TINY}
-    )
+    NOTES.append({**note, "error": error, "pytorch": allowed, "passed": passes(error, allowed)})
     assert_as_close_as_pytorch(found, eager, reference)
 
 

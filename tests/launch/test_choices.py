@@ -114,6 +114,7 @@ def test_the_model_knows_what_more_work_costs() -> None:
     ]
     assert costs == sorted(costs) and costs[-1] > 4 * costs[-2]
     slow = conv.cost(conv.Shape(2**18, 160, 960, 1), choice, "float32", target)
+    # Its products take 16 times as long; a program's ends, which the model holds for long, do not.
     assert slow > 3 * costs[2]
 
 
