@@ -158,7 +158,7 @@ def test_deepcopy_is_patched_and_independent(small_model, image):
     ema = copy.deepcopy(small_model)
     with torch.no_grad():
         for parameter in small_model.parameters():
-            parameter.mul_(1.2)
+            parameter.mul_(1.02)  # of dozens of layers, twice each: more makes rounding explode
         assert torch.equal(ema(image), first)
         assert_fresh(small_model, image, first)
         for parameter in ema.parameters():
