@@ -42,7 +42,7 @@ def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
 _CPU = {name: getattr(family, "cpu", family.aten) for name, family in ops.FAMILIES.items()}
 _CPU["gated_project"] = _gate_in_place
 DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU.items()})
-# The same for CUDA: the dispatcher's way into Python and back is a third of a small op's host time.
+# The same for CUDA: the dispatcher's way into Python and back is much of a small op's host time.
 DIRECT_CUDA = SimpleNamespace(
     **{name: SimpleNamespace(default=function) for name, function in ops.ON_CUDA.items()}
 )

@@ -64,15 +64,14 @@ def _copies_through_l1() -> Iterator[None]:
     read nine times from L2. In PTX it is one letter, and Triton's hook for looking at the stages of
     a compilation (3.6 and later have it) is where it can be changed. Without the hook the copies
     are as they were: right, and slower."""
-    from triton import knobs
+    import triton
 
-    runtime = knobs.runtime
+    runtime = getattr(getattr(triton, "knobs", None), "runtime", None)
+    if runtime is None or not hasattr(runtime, "add_stages_inspection_hook"):
+        yield
+        return
     with _HOOKED:
-        before = getattr(runtime, "add_stages_inspection_hook", None)
-        if not hasattr(runtime, "add_stages_inspection_hook"):
-            yield
-            return
-
+        before = runtime.add_stages_inspection_hook
         mine = threading.get_ident()  # the hook is the process's, and others compile meanwhile
 
         def hook(backend: Any = None, stages: Any = None, *rest: Any) -> Any:
