@@ -102,9 +102,8 @@ SECTIONS = (
         7,
         (
             _suites("models", f"--models efficientnetv2_s --batch 128 {_QUICK}"),
-            _suites(
-                "latency models", f"--models efficientnetv2_s {_COMPILED} --batch 1 128", False
-            ),
+            _suites("latency", f"--models efficientnetv2_s {_COMPILED}", False),
+            _suites("models", f"--models efficientnetv2_s --batch 128 {_COMPILED}", False),
             _suites("roofline", "--models efficientnetv2_s"),
             _suites("latency models", f"{_LARGE} {_QUICK}", False),
             _suites("latency models", f"{_LARGE} {_COMPILED}", False),

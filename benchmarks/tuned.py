@@ -23,6 +23,7 @@ from effv2_kernels.triton_ops._launch import recording
 
 from . import results
 from .ops.cases import Case
+from .options import Options
 from .results import Row
 from .suites import operators
 
@@ -50,11 +51,9 @@ def command(arguments: argparse.Namespace) -> int:
 def rows(log: Path, arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """Of each operator's shape: the fastest launch, and the one that the model of tiles chose."""
     times = read(log)
-    options = argparse.Namespace(
-        shape=(), models=(arguments.model,), resolution=arguments.resolution, on_gpu=True
-    )
+    options = Options(device, models=(arguments.model,), resolution=arguments.resolution)
     for suite in SUITES:
-        for case in operators.cases(suite, options):  # type: ignore[arg-type]
+        for case in operators.cases(suite, options):
             for batch in arguments.batch:
                 task = task_of(case, batch)
                 if task not in times:

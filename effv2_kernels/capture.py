@@ -82,15 +82,16 @@ class GraphRunner:
     def prepare(self, x: Tensor) -> None:
         """Record the graph for inputs like x now."""
         with self._lock, torch.no_grad():
-            self._graph(x)
+            self._graph(_kind(x), x)
 
     def __call__(self, x: Tensor) -> Any:
         with self._lock, torch.no_grad():
-            likely = self._likely(_kind(x))
+            key = _kind(x)
+            likely = self._likely(key)
             outputs = None if likely is None else self._run(likely, x)
             # While the GPU works, the CPU looks whether it was right to: a batch of one takes no
             # longer than the look.
-            graph = self._graph(x)
+            graph = self._graph(key, x)
             if graph is not None:
                 return outputs if graph is likely else self._run(graph, x)
         del outputs
@@ -104,8 +105,7 @@ class GraphRunner:
             return None
         return self._graphs.get(key)
 
-    def _graph(self, x: Tensor) -> _Graph | None:
-        key = _kind(x)
+    def _graph(self, key: Hashable, x: Tensor) -> _Graph | None:
         reason = self._not_now()
         if reason:
             self._refuse(key, reason)
