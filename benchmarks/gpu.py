@@ -282,6 +282,6 @@ def command(arguments: argparse.Namespace) -> int:
         run.section(section, sum(s.share for s in chosen[i:]))
     if not arguments.results:  # else they are drawn where the CSV files go
         run.pictures()
-    run.announce(verdict.text(folder))
+    run.announce(verdict.text(folder, verdict.SHORT))
     run.announce("\n".join(["", f"{len(run.failed)} steps failed", *run.failed]))
     return int(bool(run.failed))

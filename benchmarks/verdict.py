@@ -16,7 +16,9 @@ from .results import Row
 
 _NETWORKS = ("latency", "models", "train")
 _BASELINES = ("eager_nhwc", "compile_default", "compile_reduce_overhead")
-
+#: Lines for operators where the verdict is the end of a long output: of what a GPU machine prints,
+#: some 12,000 characters come back.
+SHORT = 40
 
 HELP = "what a GPU run found, in few lines"
 
@@ -36,12 +38,13 @@ def command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def text(folder: Path) -> str:
-    """Of the results.csv and the checks.jsonl in ``folder``."""
+def text(folder: Path, most: int | None = None) -> str:
+    """Of the results.csv and the checks.jsonl in ``folder``; of the operators the worst ``most``
+    (None: all)."""
     rows = results.read(folder / "results.csv")
     records = correctness.read(folder / "checks.jsonl")
     parts = [correctness.text(records)] if records else []
-    parts += [networks(rows), operators(rows)]
+    parts += [networks(rows), operators(rows, most)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -60,8 +63,9 @@ def networks(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def operators(rows: Iterable[Row]) -> str:
-    """Ours at every shape, those first that lose most to the best of what they replace."""
+def operators(rows: Iterable[Row], most: int | None = None) -> str:
+    """Ours at every shape, or at ``most`` of them, those first that lose most to the best of what
+    they replace."""
     mine = [row for row in rows if row.suite in OPERATORS and row.impl == "effv2"]
     lines = []
     for key in dict.fromkeys(_implementation(row) for row in mine):
@@ -73,7 +77,13 @@ def operators(rows: Iterable[Row]) -> str:
         time = f"{float(cells['latency_us'].value):>8.1f} us"
         name = f"{suite} {case} batch {batch} {dtype}"
         lines.append((min(gains, default=1.0), f"{name:<70} {time} {floor}{_gains(cells)}"))
-    return "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0]))
+    lines.sort(key=lambda pair: pair[0])
+    shown = [line for _, line in lines[:most]]
+    if len(lines) > len(shown):
+        shown.append(
+            f"and {len(lines) - len(shown)} more, each {lines[len(shown)][0]:.2f}x or more"
+        )
+    return "\n".join(shown)
 
 
 def _implementation(row: Row) -> tuple[str, ...]:

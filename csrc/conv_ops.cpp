@@ -106,11 +106,12 @@ void check_depthwise_weight(const char* op, const Argument& weight, int64_t chan
   }
 }
 
-// `launch` in `count` integers, of at least 1; the last may be 0.
-void check_launch_choice(const char* op, const Integers& launch, size_t count) {
-  if (launch.size() != count) fail(op, "launch must have ", count, " integers");
-  for (size_t i = 0; i < count; ++i) {
-    if (launch[i] < (i + 1 < count ? 1 : 0) || launch[i] > INT32_MAX / 1024) {
+// `launch` in `sizes` integers of at least 1, and after them `flags` that are 0 or 1.
+void check_launch_choice(const char* op, const Integers& launch, size_t sizes, size_t flags = 0) {
+  if (launch.size() != sizes + flags) fail(op, "launch must have ", sizes + flags, " integers");
+  for (size_t i = 0; i < launch.size(); ++i) {
+    const bool is_size = i < sizes;
+    if (launch[i] < (is_size ? 1 : 0) || launch[i] > (is_size ? INT32_MAX / 1024 : 1)) {
       fail(op, "launch[", i, "] is out of range: ", launch[i]);
     }
   }
@@ -135,7 +136,7 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
   params.bias_is_float = check_bias(kOp, {"bias", bias}, x.size(1), x);
   const Window window = checked_window(kOp, weight.size(2), x, stride, padding);
   params.act = checked_act(kOp, act);
-  check_launch_choice(kOp, launch, 5);
+  check_launch_choice(kOp, launch, 4, 1);
   check_device(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
 
   const int32_t device = x.get_device_index();

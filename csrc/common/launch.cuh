@@ -40,21 +40,35 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
 }
 
-// As launch(), for a kernel that asks for more dynamic shared memory than the 48 KB that every
-// launch may have. The permission is a property of the kernel on a device, given once; a launch
-// that is captured into a graph may give it too.
-template <auto kKernel, typename... Args>
-cudaError_t launch_with_shared(const LaunchShape& shape, cudaStream_t stream, Args&&... args) {
-  static std::atomic<int> allowed[64];
+// Permits kKernel all the dynamic shared memory that a block of the current device can have, once
+// a device. The permission is a property of the kernel: were it what a launch needs, a thread that
+// needs little could take back what another has just been given.
+template <auto kKernel>
+cudaError_t permit_most_shared() {
+  static std::atomic<bool> permitted[64];
   int device = 0;
   if (cudaError_t err = cudaGetDevice(&device); err != cudaSuccess) return err;
-  const int bytes = static_cast<int>(shape.shared_bytes);
-  if (bytes > 48 * 1024 &&
-      (device >= 64 || allowed[device].load(std::memory_order_relaxed) < bytes)) {
-    const cudaError_t err =
-        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (err != cudaSuccess) return err;
-    if (device < 64) allowed[device].store(bytes, std::memory_order_relaxed);
+  const bool cacheable = device < 64;
+  if (cacheable && permitted[device].load(std::memory_order_relaxed)) return cudaSuccess;
+  int most = 0;  // of a block: static and dynamic
+  cudaError_t err = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (err != cudaSuccess) return err;
+  cudaFuncAttributes attributes;
+  err = cudaFuncGetAttributes(&attributes, kKernel);
+  if (err != cudaSuccess) return err;
+  most -= static_cast<int>(attributes.sharedSizeBytes);
+  err = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (err != cudaSuccess) return err;
+  if (cacheable) permitted[device].store(true, std::memory_order_relaxed);
+  return cudaSuccess;
+}
+
+// As launch(), for a kernel that may ask for more dynamic shared memory than the 48 KB that every
+// launch can have. Within a capture too: a permission is nothing that a stream does.
+template <auto kKernel, typename... Args>
+cudaError_t launch_with_shared(const LaunchShape& shape, cudaStream_t stream, Args&&... args) {
+  if (shape.shared_bytes > 48 * 1024) {
+    if (cudaError_t err = permit_most_shared<kKernel>(); err != cudaSuccess) return err;
   }
   return launch(kKernel, shape, stream, std::forward<Args>(args)...);
 }

@@ -1,10 +1,10 @@
 """What the tensor-core kernels have in common: the arithmetic they can do it in, what a tile takes
 of a multiprocessor, and a model of how long a grid of tiles takes.
 
-The model is for ranking tiles, not for predicting times. Its rates are the data sheets' but for
-that of L2; its latencies are those with which it ranked 492 launches of V2-S's 34 shapes best that
-were measured on an H200: of these, the one that it ranks first takes 9 % longer than the fastest on
-average (they were fitted to the same data). The long ends of a program are what that run taught:
+The model is for ranking tiles, not for predicting times. Its rates are those of ``rates``; its
+latencies are those with which it ranked 492 launches of V2-S's 34 shapes best that were measured on
+an H200: of these, the one that it ranks first takes 9 % longer than the fastest on average (they
+were fitted to the same data). The long ends of a program are what that run taught:
 small tiles, several to a multiprocessor, whose ends hide behind each other's loops, beat the large
 ones that multiply best. ``tune`` measures, and what it finds goes before the model (``tables``).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import rates
 from .targets import Target
 
 # What multiplies: "tf32" and "float32" (IEEE) both take float32 operands.
@@ -23,30 +24,13 @@ MAX_REGISTERS = 255  # of a thread
 _MOST_ACCUMULATORS = {"bfloat16": 96, "float16": 96, "tf32": 96, "float32": 32}  # of a thread
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What a multiprocessor does in a clock: multiply-adds in 16 bits, bytes out of L2 and out of
-    memory. On all of them: 16 special functions, 128 float32 multiply-adds, and bytes into shared
-    memory."""
-
-    tensor: int
-    l2: float
-    memory: float
-
-
-_RATES = {8: Rates(1024, 28.0, 13.0), 9: Rates(2048, 28.0, 21.0), 10: Rates(4096, 28.0, 30.0)}
-_SPECIAL, _FLOAT32 = 16, 128
-_SHARED = 32.0  # a quarter of what shared memory takes: gathered pieces are short
+# Bytes a clock: a quarter of what shared memory takes, for gathered pieces are short.
+_SHARED = 32.0
 _START = 2500.0  # clocks from a launch to the first product, and from the last one to the end
 _LATENCY = 600.0  # clocks of a load from L2 or memory
 _STEP = 120.0  # clocks of a step's barriers and addresses
 _ENDS = 12000.0  # clocks of a program's first addresses and loads, and of its stores
 _LAUNCH = 3000.0  # clocks that one more launch costs
-
-
-def rates(target: Target) -> Rates:
-    """Of the target's generation, or of the latest that is known."""
-    return _RATES.get(target.capability[0], _RATES[max(_RATES)])
 
 
 def pad(size: int, block: int) -> int:
@@ -128,14 +112,14 @@ def occupancy(tile: Tile, target: Target) -> int:
 def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind: str) -> float:
     """About how many clocks ``programs`` such tiles take that move ``memory_bytes`` in all."""
     at_a_time = occupancy(tile, target)
-    rate = rates(target)
+    rate = rates.of(target)
     if kind == "float32":
-        multiply = tile.products / (_FLOAT32 * 0.5)
+        multiply = tile.products / (rates.FLOAT32 * 0.5)
     else:
         share = 0.5 if kind == "tf32" else 1.0
         multiply = tile.products / (rate.tensor * share * tile.efficiency)
     work = max(multiply, tile.loaded / rate.l2, tile.copied / _SHARED)
-    work += 0.5 * tile.special / _SPECIAL
+    work += 0.5 * tile.special / rates.SPECIAL
     work += tile.steps * _STEP
     if tile.stages < 3:  # nothing is under way while a step computes
         work *= 1.1
@@ -163,7 +147,7 @@ def second_width(size: int, block: int) -> list[int]:
 
 def second_launch(memory_bytes: float, target: Target) -> float:
     """About how many clocks a small kernel after the first costs."""
-    return _LAUNCH + memory_bytes / (rates(target).l2 * target.multiprocessors)
+    return _LAUNCH + memory_bytes / (rates.of(target).l2 * target.multiprocessors)
 
 
 def efficiency(block_m: int, block_n: int, warps: int, target: Target) -> float:
@@ -172,4 +156,4 @@ def efficiency(block_m: int, block_n: int, warps: int, target: Target) -> float:
     narrow = min(1.0, block_n / 128) ** 0.5 * min(1.0, block_m / 128) ** 0.25
     if target.has_wgmma and block_m < 16 * warps:
         narrow *= 0.8
-    return 0.7 * narrow
+    return rates.PRODUCT * narrow

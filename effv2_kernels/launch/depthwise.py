@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import rates
 from .targets import Target
 
 THREADS = 128  # of a block, at most
@@ -34,7 +35,6 @@ FIRST_ROWS = 1200
 CLUSTER = 1000
 LAUNCH = 4000
 LAUNCH_PART = 150
-DRAM_RATE = 16.0  # bytes a clock of one multiprocessor
 # Half a line of 128 bytes, by which neighbouring lanes then read, reaches less of that.
 HALF_LINE = 1.05
 # Part of the time of a read from DRAM that one from L2 takes.
@@ -176,7 +176,7 @@ def _clocks(problem: _Problem, layout: DepthwiseLaunch, target: Target) -> float
     written = strips / problem.across * layout.rows * problem.columns
     channels = problem.channels / channel_blocks  # on average
     bytes_of_block = (read + written) * channels * problem.dtype.itemsize
-    memory = own_blocks * bytes_of_block / DRAM_RATE
+    memory = own_blocks * bytes_of_block / (rates.COPY * rates.of(target).memory)
     if lanes < _line(problem):
         memory *= HALF_LINE
 

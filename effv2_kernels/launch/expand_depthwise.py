@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import rates
 from .depthwise import channels_of_a_thread, columns_of_a_strip
 from .targets import Target
 
@@ -24,35 +25,10 @@ PAD = 8  # elements by which rows in shared memory are longer
 RESERVED = 1024  # bytes of shared memory that a block costs beside its own
 MOST_IN_CHANNELS = 1024
 SIDES = range(4, 33)  # outputs along a side of a tile, unless it is the whole map
-L2_RATE = 48.0  # bytes a clock of one multiprocessor
 LAUNCH_CLOCKS = 4000.0
 EPILOGUE = 10  # instructions for an expanded element, and for an output beside its multiplications
 # How much of the work of the less busy units two blocks cannot hide behind the busiest.
 EXPOSED = 0.25
-
-
-@dataclass(frozen=True)
-class _Rates:
-    """Of one multiprocessor, a clock: multiply-adds by mma.sync, as reached, and by what a plain
-    matrix product uses; bytes of DRAM."""
-
-    mma: float
-    dense: float
-    dram: float
-
-
-_RATES = {
-    8: _Rates(800, 850, 12.5),
-    9: _Rates(1300, 2000, 19.0),
-    10: _Rates(1300, 2000, 29.0),
-    12: _Rates(450, 500, 4.5),  # GeForce and workstation cards
-}
-
-
-def _rates(target: Target) -> _Rates:
-    """Of the newest generation in the table that is not newer than the target."""
-    known = [generation for generation in _RATES if generation <= target.capability[0]]
-    return _RATES[max(known, default=min(_RATES))]
 
 
 @dataclass(frozen=True)
@@ -139,7 +115,8 @@ def separate_clocks(problem: Problem, target: Target) -> float:
     expanded = 2 * pixels * problem.channels
     rate = _memory_rate(expanded, target)
     written = 2 * pixels * problem.in_channels + expanded
-    matrix = pixels * problem.in_channels * problem.channels / _rates(target).dense
+    product = rates.PRODUCT * rates.of(target).tensor
+    matrix = pixels * problem.in_channels * problem.channels / product
     convolution = max(matrix, written / rate)
     depthwise = (expanded + 2 * outputs * problem.channels) / rate
     return (convolution + depthwise) / target.multiprocessors + LAUNCH_CLOCKS
@@ -147,8 +124,8 @@ def separate_clocks(problem: Problem, target: Target) -> float:
 
 def _memory_rate(bytes_between: int, target: Target) -> float:
     """Bytes a clock and multiprocessor; a tensor that stays in L2 is neither written nor read."""
-    dram = 0.85 * _rates(target).dram
-    return L2_RATE if 2 * bytes_between < target.l2_bytes else dram
+    rate = rates.of(target)
+    return rate.l2 if 2 * bytes_between < target.l2_bytes else rates.COPY * rate.memory
 
 
 def _layouts(problem: Problem, target: Target) -> Iterator[ExpandDepthwiseLaunch]:
@@ -196,8 +173,9 @@ def _clocks(problem: Problem, layout: ExpandDepthwiseLaunch, target: Target) -> 
     _, whole = _pixels(problem, layout)
     pixels = whole / tiles
     padded = -(-pixels // 32) * 32
+    rate = rates.of(target)
 
-    matrix = padded * layout.chunk * problem.depth / _rates(target).mma
+    matrix = padded * layout.chunk * problem.depth / rate.mma
     expand_issue = pixels * layout.chunk * EPILOGUE / 128
     width_of_thread = channels_of_a_thread(layout.chunk, problem.kernel, problem.dtype)
     columns = columns_of_a_strip(problem.kernel, width_of_thread)
@@ -209,13 +187,13 @@ def _clocks(problem: Problem, layout: ExpandDepthwiseLaunch, target: Target) -> 
     strip_issue = layout.rows * columns * width_of_thread * (taps + EPILOGUE)
     strip_issue += (2 * rows_in * inputs + 2 * taps) * width_of_thread
     issue = expand_issue + rounds * strip_issue
-    weights = 2 * layout.chunk * problem.depth / L2_RATE
+    weights = 2 * layout.chunk * problem.depth / rate.l2
     outputs = 2 * problem.n * problem.channels * problem.out_size[0] * problem.out_size[1]
     stored = 2 * height * width * layout.chunk / _memory_rate(outputs, target)
     parts = (matrix, issue, weights + stored)
     busiest = max(parts)
     hidden = EXPOSED if resident > 1 else 1.0
     of_chunk = busiest + hidden * (sum(parts) - busiest)
-    of_block = 2 * pixels * problem.depth / L2_RATE + layout.chunks * of_chunk
+    of_block = 2 * pixels * problem.depth / rate.l2 + layout.chunks * of_chunk
     waves = -(-blocks // (target.multiprocessors * resident))
     return waves * resident * of_block + LAUNCH_CLOCKS * (0.5 if tiles > 1 else 0.0)

@@ -28,9 +28,14 @@ def synchronize(device=None):
 torch.cuda.synchronize = synchronize
 RIGHT = torch.linspace(-1, 1, 999, dtype=torch.float64)
 
+def test_leaves_a_switch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+
 @pytest.mark.parametrize("n", range(12))
 def test_right(n):
     torch.cuda.synchronize()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        pass
     judge("stem", "cuda", f"n {n}", RIGHT.float(), RIGHT.float(), RIGHT)
 
 def test_wrong():
@@ -76,15 +81,19 @@ def outcomes(records: list[correctness.Record]) -> dict[str, str]:
 def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record]) -> None:
     found = outcomes(records)
     failed = {name for name, outcome in found.items() if outcome == "failed"}
-    assert failed == {"test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"}
-    assert len(found) == 16
+    assert failed == {
+        *("test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"),
+        "test_leaves_a_switch afterwards",
+    }
+    assert len(found) == 17 + 1
 
 
 def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
     text = correctness.text(records)
-    assert "16 tests, 4 failed" in text and len(text) < 6000
+    assert "18 tests, 5 failed" in text and len(text) < 6000
     assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
     assert "illegal memory access" in text
+    assert "test_leaves_a_switch afterwards: " in text and "cudnn.allow_tf32 was" in text
     lines = {tuple(line.split()[:3]): line.split()[3:] for line in text.splitlines()}
     outputs, wrong, worst = lines["stem", "cuda", "float32"]
     assert (outputs, wrong) == ("13", "1") and float(worst) > 1000
@@ -124,3 +133,20 @@ def test_the_verdict_of_a_whole_run(tmp_path: Path) -> None:
     assert "0.500 ms  8.00x eager_nhwc  4.00x default" in lines[0]
     assert "256x48x48" in lines[2] and "40 % of its floor  0.80x eager_nhwc" in lines[2]
     assert "960x24x24" in lines[3]
+
+
+def test_the_verdict_of_hundreds_of_operators_is_short(tmp_path: Path) -> None:
+    """A run over M and L has some 700; what comes back of a printed end is 12,000 characters."""
+    found = []
+    for n in range(300):
+        make = results.maker(
+            CPU, suite="depthwise", case=f"{8 * n} to {n}x{n}, k3 s1 + residual", batch=128,
+            resolution=0, dtype="bfloat16",
+        )  # fmt: skip
+        metrics = {"latency_us": 9.0, "part_of_floor": 0.5, "speedup_vs_eager_nhwc": 1 + n / 100}
+        found += [make("effv2", name, "", results.quantiles([v])) for name, v in metrics.items()]
+    results.upsert(tmp_path / "results.csv", found)
+    short = verdict.text(tmp_path, verdict.SHORT)
+    assert len(short) < 6000 and len(verdict.text(tmp_path).splitlines()) == 300
+    assert "1.00x" in short.splitlines()[0]
+    assert short.splitlines()[-1] == "and 260 more, each 1.40x or more"

@@ -59,6 +59,40 @@ def test_a_failure_does_not_stop_the_next(tmp_path: Path, lines: list[str]) -> N
     assert "hello" in log and "what went wrong" in log
 
 
+def test_what_a_step_prints_is_not_cut_off(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest shortens what was wrong to the terminal's width, which a pipe has not."""
+    monkeypatch.setenv("COLUMNS", "80")
+    failing = tmp_path / "test_planted.py"
+    words = "error 4.0e-5, PyTorch's 1.6e-5 " * 6
+    failing.write_text(f"def test_planted():\n    raise ValueError({words!r})\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(failing)]
+    status, tail = runner(tmp_path / "out", lines)._execute(command, 60.0)
+    assert status == 1 and f"ValueError: {words}".strip() in tail.splitlines()[-2]
+
+
+def test_latency_is_measured_before_what_can_take_any_time() -> None:
+    """In a section of its own, so that nothing before it in a section eats its time."""
+    names = [section.name for section in gpu.SECTIONS]
+    assert names.index("latency") < names.index("models") < names.index("train")
+    (step,) = gpu.SECTIONS[names.index("latency")].steps
+    assert step.arguments[2:] == ("latency",) and not {"models"} & set(step.arguments)
+
+
+def test_a_section_that_takes_too_long_leaves_the_next_its_least(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    """The time of a section is its share of what is left, whatever those before it took."""
+    run, seconds = runner(tmp_path, lines), []
+    run.step = lambda name, step, limit: seconds.append(limit)  # type: ignore[method-assign]
+    run.end = time.monotonic() + 40
+    run.section(Section("first", 1, (PRINT,)), 2)
+    run.end = time.monotonic() + 20  # it took more than its 20 seconds
+    run.section(Section("second", 1, (PRINT,)), 1)
+    assert [round(limit) for limit in seconds] == [20, 20]
+
+
 def test_what_there_is_no_time_for_fails(tmp_path: Path, lines: list[str]) -> None:
     run = runner(tmp_path, lines, minutes=0.0)
     run.section(Section("late", 1, (PRINT,)), 1)

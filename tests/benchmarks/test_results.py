@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +110,26 @@ def test_a_gpu_fills_the_pages(row: results.Row) -> None:
 def test_a_page_without_its_markers_is_refused(row: results.Row) -> None:
     with pytest.raises(ValueError, match="the page needs"):
         readme.updated("no markers", [row], {"measured gains": pages.gains})
+
+
+def test_a_tree_without_git_is_told_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a copy on a GPU machine is: the package alone in a folder that no repository holds."""
+    root = Path(results.__file__).parents[1]
+    for name in ("benchmarks", "effv2_kernels"):
+        built = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(root / name, tmp_path / name, ignore=built)
+    code = "from benchmarks import results; print(results._commit())"
+    command = [sys.executable, "-c", code]
+    environment = {k: v for k, v in os.environ.items() if k != "EFFV2_COMMIT"}
+    environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
+
+    def commit(**told: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment | told, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    assert commit() == "unknown"
+    assert commit(EFFV2_COMMIT="4ae4ff3e7955") == "4ae4ff3e7955"

@@ -104,10 +104,22 @@ def test_contract(case: str) -> None:
         native(op, right(op) | changes)
 
 
-@pytest.mark.parametrize("launch", [[], [8, 16, 2, 1], [0, 16, 2, 1, 0], [8, 16, 2, -1, 0]])
-def test_launch_choices_out_of_range(launch: list[int]) -> None:
-    with pytest.raises(RuntimeError, match="^effv2::depthwise_bias_act: launch"):
-        native("depthwise_bias_act", right("depthwise_bias_act"), launch)
+@pytest.mark.parametrize(
+    ("op", "launch"),
+    [
+        ("depthwise_bias_act", []),
+        ("depthwise_bias_act", [8, 16, 2, 1]),
+        ("depthwise_bias_act", [0, 16, 2, 1, 0]),
+        ("depthwise_bias_act", [8, 16, 2, -1, 0]),
+        ("depthwise_bias_act", [8, 16, 2, 1, 2]),
+        ("expand_depthwise", [4, 4, 2, 64]),
+        ("expand_depthwise", [4, 4, 0, 64, 1]),
+        ("expand_depthwise", [4, 4, 2, 64, 0]),  # by which the host would divide
+    ],
+)
+def test_launch_choices_out_of_range(op: str, launch: list[int]) -> None:
+    with pytest.raises(RuntimeError, match=f"^effv2::{op}: launch"):
+        native(op, right(op), launch)
 
 
 def test_float32_is_not_expanded_natively() -> None:

@@ -1,5 +1,6 @@
 """What every GPU test has around it: its verdicts are carried to whoever prints and keeps them, and
-a test that breaks the GPU's context takes no other test with it."""
+a test that breaks the GPU's context, or leaves PyTorch's switches changed, takes no other test with
+it."""
 
 from __future__ import annotations
 
@@ -16,10 +17,28 @@ from benchmarks import correctness
 from tests.gpu import verdicts
 
 _RECORDS: list[dict[str, Any]] = []
+_FAILED: set[str] = set()  # in their call
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     verdicts.NOTES.clear()
+
+
+@pytest.fixture(autouse=True)
+def tf32_as_it_was() -> Iterator[None]:
+    """The precision of one convolution, set by ``fp32_precision``, makes all that later asks cuDNN
+    whether TF32 is allowed raise: the test that left it so fails, and it is put back."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    yield
+    try:
+        after: bool | str = cudnn.allow_tf32
+    except RuntimeError as error:
+        after = str(error)
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
+    if after != before:
+        cudnn.allow_tf32 = before
+        pytest.fail(f"cudnn.allow_tf32 was {before} before this test, and is {after}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,11 +74,15 @@ def _context_is_dead() -> bool:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """In the process that runs all (which is not a worker): one line of JSON a test, at once."""
-    relevant = report.when == "call" or (report.failed and report.when != "teardown")
+    # A test that failed has a reason to leave more behind.
+    relevant = report.when == "call" or (report.failed and report.nodeid not in _FAILED)
     if os.environ.get("PYTEST_XDIST_WORKER") or not _is_ours(report.nodeid) or not relevant:
         return
+    if report.failed:
+        _FAILED.add(report.nodeid)
     record = {
-        "test": report.nodeid,
+        # What it left behind is a verdict beside that of the call.
+        "test": report.nodeid + (" afterwards" if report.when == "teardown" else ""),
         "outcome": report.outcome,
         "seconds": round(getattr(report, "duration", 0.0), 2),
         "message": _message(report),

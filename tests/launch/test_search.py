@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 import effv2_kernels as ek
+from effv2_kernels import triton_ops
 from effv2_kernels.cli import main, tune
+from effv2_kernels.cli.tune_timer import GpuTimer
 from effv2_kernels.launch import conv, dense, fused_mbconv, selection, tables, targets
 from effv2_kernels.launch.families import FAMILIES
 from effv2_kernels.launch.search import Outcome, Progress, Rejected, plan, search
@@ -107,6 +111,41 @@ def test_what_does_not_run_is_reported_and_not_chosen(path: Path) -> None:
     assert any(choice.block_m == 256 for _, choice in timer.measured)
     assert seen[0].rejected and "out of resources" in seen[0].rejected[0]
     assert tables.read(path)[0].choice.block_m != 256
+
+
+def test_a_reason_is_printed_and_kept(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = Task("conv", conv.Shape(4718592, 24, 24, 9), "bfloat16")
+    log = tmp_path / "log.jsonl"
+    search([wide], TARGET, StandIn(), path, seconds=60, report=partial(tune._report, log))
+    printed = capsys.readouterr().out
+    assert "  rejected: Choice(block_m=256" in printed and "out of resources" in printed
+    assert "out of resources" in json.loads(log.read_text())["rejected"][0]
+
+
+def test_candidates_compile_together_not_a_task_at_a_time(path: Path) -> None:
+    """A worker takes seconds to start, and 45 s is what there is for a network's 34 shapes."""
+    shapes = [conv.Shape(18432, 960, out, 1, True, 0) for out in range(64, 64 + 8 * 34, 8)]
+    timer, calls = StandIn(), []
+    together = timer.compile
+    timer.compile = lambda plans: (calls.append(len(plans)), together(plans))  # type: ignore
+    search([Task("conv", s, "bfloat16") for s in shapes], TARGET, timer, path, seconds=60, most=4)
+    assert sum(calls) == 34 and min(calls[:-1]) >= 4
+
+
+@pytest.mark.skipif(triton_ops.missing() != "", reason="no Triton")
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_a_candidate_that_the_compiler_refuses_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tasks = tune.tasks_of(["efficientnetv2_b0"], [64], [1], torch.bfloat16, TARGET)
+    task = next(t for t in tasks if t.kernel == "conv")
+    good, *_ = plan(task, TARGET, 2)
+    refused = dataclasses.replace(good, block_n=48)  # no power of two
+    GpuTimer({task: tasks[task]}, TARGET).compile({task: [refused, good]})
+    assert len(list(tmp_path.rglob("conv*.cubin"))) == 1
 
 
 def test_nothing_that_runs(path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,66 @@ def test_what_a_worker_compiled_is_not_compiled_again(
     for instance in needed:
         assert compile_for(instance, TARGET).asm["cubin"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")} == before
+
+
+WARMS_UP = """
+import effv2_kernels as ek, python_ref
+from effv2_kernels.launch.targets import KNOWN
+
+model = python_ref.create("b0", num_classes=10).eval().bfloat16()
+ek.patch(model)
+print(ek.warmup(model, [(2, 3, 64, 64)], target=KNOWN["sm_90a"]))
+"""
+LAUNCHES = """
+import sys
+import torch
+from triton.compiler import CompiledKernel
+import effv2_kernels as ek, python_ref
+from effv2_kernels.launch import targets
+from effv2_kernels.triton_ops import _launch
+from effv2_kernels.warmup import _Recorder
+
+# As on a GPU, with real addresses, but that a kernel is neither loaded nor run.
+TARGET = targets.KNOWN["sm_90a"]
+targets.of_device = lambda device: TARGET
+CompiledKernel.__getitem__ = lambda self, grid: lambda *arguments: None
+
+def launch(kernel, grid, arguments, constants, *, warps, stages=1):
+    _launch._launch(kernel, grid, arguments, constants, warps, stages, 0)
+
+for name, module in list(sys.modules.items()):
+    if name.startswith("effv2_kernels.triton_ops.") and hasattr(module, "launch"):
+        module.launch, module.target_of = launch, lambda x: TARGET
+model = python_ref.create("b0", num_classes=10).eval().bfloat16()
+ek.patch(model)
+image = torch.randn(2, 3, 64, 64).bfloat16()
+with torch.no_grad(), _Recorder(ek.ops.NATIVE_OPS, torch.bfloat16, TARGET.name):
+    model(image)
+print(len(_launch._COMPILED))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_what_warmup_compiled_another_process_only_launches(tmp_path: Path) -> None:
+    """One key on disk, whichever Triton: a first forward in a new process, with real addresses,
+    writes no kernel into the cache that ``warmup`` filled."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+
+    def run(code: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return int(done.stdout)
+
+    def compiled() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")}
+
+    warmed, before = run(WARMS_UP), compiled()
+    assert run(LAUNCHES) == warmed == len(before) > 10
+    assert compiled() == before
 
 
 @pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
