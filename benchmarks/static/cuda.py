@@ -1,9 +1,9 @@
 """The static table of the CUDA kernels: what ptxas and the machine code say of every instance that
 V2-S, M, L and B7 use.
 
-It reads the native build of this checkout (``setup.py build_ext --inplace``), whatever
-architectures that has; the committed table is of sm_80, sm_90a and sm_100. The machine code is read
-by cuobjdump, which comes with the CUDA toolkit or with Triton.
+It reads the native build of this checkout (``setup.py build_ext --inplace``), of whose
+architectures it takes those of ``targets.KNOWN``. The machine code is read by cuobjdump, which
+comes with the CUDA toolkit or with Triton.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _expand(dtype: str, kernel: int, stride: int, chunk: int, architecture: str)
 
 
 def rows() -> list[results.Row]:
-    """The table of the architectures that were built. Raises RuntimeError where nothing was, or
+    """The table of the known architectures that were built. Raises RuntimeError where nothing was, or
     cuobjdump is missing."""
     info = _native.build_info()
     if not info:
@@ -162,7 +162,7 @@ def rows() -> list[results.Row]:
     usage = {(k["architecture"], signature(k["name"])): k for k in info["kernels"]}
     base = _base_row()
     found = [replace(base, case="toolkit", metric="cuda", value=info["cuda"], unit="version")]
-    for architecture in sorted({architecture for architecture, _ in usage}):
+    for architecture in sorted({architecture for architecture, _ in usage} & set(targets.KNOWN)):
         code = machine_code(architecture)
         for instance in instances(architecture):
             key = (instance.family, instance.arguments)
