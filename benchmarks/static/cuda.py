@@ -154,8 +154,8 @@ def _expand(dtype: str, kernel: int, stride: int, chunk: int, architecture: str)
 
 
 def rows() -> list[results.Row]:
-    """The table of the known architectures that were built. Raises RuntimeError where nothing was, or
-    cuobjdump is missing."""
+    """The table of the known architectures that were built. Raises RuntimeError where nothing was,
+    or cuobjdump is missing."""
     info = _native.build_info()
     if not info:
         raise RuntimeError(f"no native build to read: {_native.load().reason}")
