@@ -10,6 +10,8 @@ from torch import nn
 
 from tests.support import randomise
 
+# Many outputs: the error of a few is a throw of dice.
+CLASSES = 100
 # Two workers of pytest-xdist with two threads each on two cores wait for one another.
 torch.set_num_threads(1)
 
@@ -17,17 +19,17 @@ torch.set_num_threads(1)
 def _python_ref() -> nn.Module:
     import python_ref
 
-    return python_ref.create("b0", num_classes=10)
+    return python_ref.create("b0", num_classes=CLASSES)
 
 
 def _timm() -> nn.Module:
     timm = pytest.importorskip("timm", reason="timm is an extra")
-    return timm.create_model("tf_efficientnetv2_b0", num_classes=10)
+    return timm.create_model("tf_efficientnetv2_b0", num_classes=CLASSES)
 
 
 def _torchvision() -> nn.Module:
     models = pytest.importorskip("torchvision.models", reason="torchvision is an extra")
-    return models.efficientnet_b0(num_classes=10)
+    return models.efficientnet_b0(num_classes=CLASSES)
 
 
 LIBRARIES: dict[str, Callable[[], nn.Module]] = {

@@ -45,7 +45,7 @@ def check(op: str, args: dict, size: tuple[int, int] | None = None) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("op", WINDOWED)
 def test_windows(op: str, geometry: Geometry, dtype: torch.dtype) -> None:
-    check(op, arguments(op, geometry, dtype=dtype))
+    check(op, arguments(op, geometry, dtype=dtype, batch=geometry.batch()))
 
 
 @pytest.mark.parametrize("dtype", NATIVE, ids=str)

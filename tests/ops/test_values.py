@@ -60,7 +60,8 @@ def check(op: str, args: Arguments) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("op", WINDOWED)
 def test_windows(op: str, geometry: Geometry, dtype: torch.dtype) -> None:
     seed = list(GEOMETRIES.values()).index(geometry)
-    check(op, arguments(op, geometry, dtype=dtype, channels=CHANNELS[seed % 4], seed=seed))
+    options = {"channels": CHANNELS[seed % 4], "batch": geometry.batch(), "seed": seed}
+    check(op, arguments(op, geometry, dtype=dtype, **options))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,7 +112,8 @@ def test_strides_with_several_right_answers(
 ) -> None:
     """One channel or one pixel, as whoever made the tensor happened to stride it."""
     for act in ("none", "silu"):
-        args = arguments(op, geometry, dtype=dtype, channels=channels, act=act)
+        options = {"channels": channels, "batch": geometry.batch(), "act": act}
+        args = arguments(op, geometry, dtype=dtype, **options)
         check(op, args)
         maps = [k for k, v in args.items() if isinstance(v, Tensor) and v.dim() == 4]
         for chosen in (maps, ["x"], ["residual"]):

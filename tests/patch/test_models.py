@@ -10,7 +10,7 @@ from torch import nn
 
 import effv2_kernels as ek
 import python_ref
-from tests.support import assert_as_close_as_pytorch, in_float64, randomise, relative_error
+from tests.support import assert_as_close_over, draws, in_float64, randomise, relative_error
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 models = pytest.importorskip("torchvision.models", reason="torchvision is an extra")
@@ -25,15 +25,13 @@ TORCHVISION_MODELS = ("efficientnet_b0", "efficientnet_b3", "efficientnet_b5", "
 def check(model: nn.Module, x: torch.Tensor) -> ek.PatchReport:
     """Patched outputs are the unpatched ones: exactly the same function in float64, and in float32
     as near to it as PyTorch is."""
+    double = copy.deepcopy(model).double()
+    ek.patch(double)
     with torch.no_grad():
-        eager, reference = model(x), in_float64(model, x)
-        double = copy.deepcopy(model).double()
-        ek.patch(double)
-        assert relative_error(double(x.double()), reference) < 1e-9
-        report = ek.patch(model)
-        for _ in range(2):
-            assert_as_close_as_pytorch(model(x), eager, reference)
-    return report
+        assert relative_error(double(x.double()), in_float64(model, x)) < 1e-9
+    reports: list[ek.PatchReport] = []
+    assert_as_close_over(draws(model, x, lambda drawn: reports.append(ek.patch(drawn))))
+    return reports[0]
 
 
 # Many, for the error of a few numbers is a throw of dice, for PyTorch as for us.

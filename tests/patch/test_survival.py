@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
-from tests.support import assert_as_close_as_pytorch, in_float64, randomise, relative_error
+from tests.support import assert_as_close_over, draws, randomise, relative_error
 
 
 def test_training_is_the_original(small_model, image):
@@ -145,14 +145,9 @@ def test_onednn_switched_off():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype, small_model, image):
-    reference = in_float64(small_model, image)
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
-        eager = small_model(image)
-        ek.patch(small_model)
-        for _ in range(3):
-            found = small_model(image)
-            assert found.dtype == eager.dtype == dtype
-            assert_as_close_as_pytorch(found, eager, reference)
+        assert_as_close_over(draws(small_model, image, ek.patch, calls=3))
+        assert small_model(image).dtype == dtype
     with torch.no_grad():
         assert small_model(image).dtype == torch.float32
 
@@ -329,7 +324,7 @@ def test_jit_trace(small_model, image):
 def test_an_empty_batch(small_model):
     ek.patch(small_model)
     with torch.no_grad():
-        assert small_model(torch.randn(0, 3, 33, 33)).shape == (0, 10)
+        assert small_model(torch.randn(0, 3, 33, 33)).shape == (0, 100)
 
 
 def test_fake_tensors_on_a_gpu(image):
