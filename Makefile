@@ -59,7 +59,7 @@ gpu:  ## all that needs an NVIDIA GPU (SECTIONS="models train" MINUTES=9 RESULTS
 build: $(VENV)/installed  ## the virtual environment with everything in it
 
 clean:  ## removes the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info effv2_kernels/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-pinned build dist *.egg-info effv2_kernels/*.so .mypy_cache .pytest_cache .ruff_cache
 
 # Set-up in two steps. Each leaves a file, so that a second `make` has nothing to do. torch comes
 # first and alone: the build needs its headers, and nothing after it may choose another version.
@@ -77,7 +77,7 @@ $(VENV)/torch: FORCE
 	  if ! [ -x $(VENV)/bin/python ]; then \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")' && \
 	    $(PYTHON) -m venv $(VENV); fi && \
-	  $(PIP) $(TORCH) && \
+	  $(PIP) --upgrade $(TORCH) && \
 	  $(RUN) pip --disable-pip-version-check freeze | sed -nE '/^(torch|torchvision|triton)==/p' \
 	    >$(VENV)/torch.lock && \
 	  printf '%s\n' '$(TORCH)' >$@; \

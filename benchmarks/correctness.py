@@ -47,12 +47,18 @@ def command(arguments: argparse.Namespace) -> int:
 def read(path: Path) -> list[Record]:
     """The records of a file, the last of each test; none if it does not exist."""
     lines = path.read_text().splitlines() if path.exists() else []
+    return merged(json.loads(line) for line in lines)
+
+
+def merged(records: Iterable[Record]) -> list[Record]:
+    """One record a test: the last. A failure without checks came after the test's own report, by
+    what it left behind or by the worker that it killed: it is added to that."""
     found: dict[str, Record] = {}
-    for line in lines:
-        record = json.loads(line)
+    for record in records:
         before = found.pop(record["test"], None)
-        if before and not record["checks"] and record["outcome"] == "failed":
-            record = before  # the worker that ended itself after its report
+        if before and record["outcome"] == "failed" and not record["checks"]:
+            record = {**record, "checks": before["checks"]}
+            record["message"] = before["message"] or record["message"]
         found[record["test"]] = record
     return list(found.values())
 

@@ -29,20 +29,24 @@ HELP = "all that needs a GPU, as `make gpu` runs it"
 MINUTES = 9.0
 
 
-def plugins() -> tuple[str, ...]:
-    """Options of pytest's plugins, where they are installed: the cores, of which compiling takes
-    most, and an end to a test that hangs (by a thread: a signal waits for a call into CUDA)."""
-    options: tuple[str, ...] = ()
-    if importlib.util.find_spec("xdist") is not None:
-        options += ("-n", "auto", "--maxprocesses", "14", "--max-worker-restart", "99")
-    if importlib.util.find_spec("pytest_timeout") is not None:
-        options += ("--timeout", "60", "--timeout-method", "thread")
-    return options
+def parallel() -> tuple[str, ...]:
+    """pytest's options for all cores, of which compiling takes most; a worker that a test has
+    killed is replaced."""
+    if importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-n", "auto", "--maxprocesses", "14", "--max-worker-restart", "99")
 
 
-_TESTS = ("-m", "pytest", "tests/gpu", "-q", "--tb=short", "-p", "no:cacheprovider", *plugins())
+def patient() -> tuple[str, ...]:
+    """pytest's options for a test that takes many times as long as usual."""
+    if importlib.util.find_spec("pytest_timeout") is None:
+        return ()
+    return ("--timeout", "600", "--timeout-method", "thread")
+
+
+_TESTS = ("-m", "pytest", "tests/gpu", "-q", "--tb=short", "-p", "no:cacheprovider", *parallel())
 #: Small enough for a tool that slows every access down.
-_SMALL = ("-m", "pytest", "tests/gpu/test_small.py", "-q", "-p", "no:cacheprovider")
+_SMALL = ("-m", "pytest", "tests/gpu/test_small.py", "-q", "-p", "no:cacheprovider", *patient())
 #: Implementations that compile nothing for minutes.
 _QUICK = "--impl eager_nchw eager_nhwc effv2 effv2_graph"
 _COMPILED = "--impl eager_nhwc compile_default compile_reduce_overhead effv2 effv2_graph"
@@ -147,7 +151,6 @@ class Run:
         self.failed: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
-        (folder / "checks.jsonl").unlink(missing_ok=True)
 
     def section(self, section: Section, ahead: float) -> None:
         """``ahead``: the shares of this section and those after it."""
@@ -278,6 +281,8 @@ def command(arguments: argparse.Namespace) -> int:
     if device.type == "cuda":
         run.step("build", build(), 60 * arguments.minutes)
     chosen = [s for s in SECTIONS if not wanted or s.name in wanted]
+    if any(section.name == "correctness" for section in chosen):
+        (folder / "checks.jsonl").unlink(missing_ok=True)  # of an earlier run
     for i, section in enumerate(chosen):
         run.section(section, sum(s.share for s in chosen[i:]))
     if not arguments.results:  # else they are drawn where the CSV files go

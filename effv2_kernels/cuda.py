@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _native, aten
 from .launch import depthwise, expand_depthwise, targets
+from .launch.targets import Target
 
 NATIVE: Any = torch.ops.effv2_native
 OPS: Any = torch.ops.effv2
@@ -70,17 +71,7 @@ def expand_depthwise_(
     """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k). One kernel, or
     ``conv_bias_act`` and ``depthwise_bias_act`` where the launch choice says so."""
     sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
-    launch = None
-    if _takes(x, depthwise_weight, stride, sides, (3, 5)):
-        size = _out_size(x, depthwise_weight, stride, sides)
-        n, into, height, width = x.shape
-        channels = expand_weight.shape[0]
-        problem = expand_depthwise.Problem(
-            *(n, into, channels, (height, width), size),
-            *(depthwise_weight.shape[2], stride[0], x.dtype),
-        )
-        if _fits(x.shape[1:]) and _fits((channels, *size)):
-            launch = expand_depthwise.choose(problem, targets.of_device(x.device))
+    launch = expand_depthwise_launch(x, expand_weight, depthwise_weight, stride, sides)
     if launch is None:
         convolve, slide = _halves(x)
         hidden = convolve(x, expand_weight, expand_bias, None, (1, 1), (0, 0, 0, 0), act)
@@ -97,6 +88,29 @@ def expand_depthwise_(
         squeeze,
         launch.integers(),
     )
+
+
+def expand_depthwise_launch(
+    x: Tensor,
+    expand_weight: Tensor,
+    depthwise_weight: Tensor,
+    stride: Sequence[int],
+    sides: Sequence[int],
+    target: Target | None = None,
+) -> expand_depthwise.ExpandDepthwiseLaunch | None:
+    """That of the one kernel on ``target`` (by default x's device); None for the two ops."""
+    if not _takes(x, depthwise_weight, stride, sides, (3, 5)):
+        return None
+    size = _out_size(x, depthwise_weight, stride, sides)
+    n, into, height, width = x.shape
+    channels = expand_weight.shape[0]
+    if not _fits(x.shape[1:]) or not _fits((channels, *size)):
+        return None
+    problem = expand_depthwise.Problem(
+        *(n, into, channels, (height, width), size),
+        *(depthwise_weight.shape[2], stride[0], x.dtype),
+    )
+    return expand_depthwise.choose(problem, target or targets.of_device(x.device))
 
 
 def _halves(x: Tensor) -> tuple[Callable, Callable]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops, triton_ops
+from . import aten, cuda, ops, triton_ops
 from .inference import DISPATCHED, TRITON
 from .launch import switched_off, targets
 from .launch.targets import Target
@@ -70,17 +70,33 @@ def launches(
     native: frozenset[str] | None = None,
 ) -> list[Any]:
     """What a patched model launches through Triton for inputs of these sizes on ``target``, as
-    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs
-    (None: those that it has; what it declines, an uneven kernel say, compiles at first use).
-    Needs no GPU: tensors are of the device "meta", and nothing is computed."""
+    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs (None:
+    those that it has; of what it declines, an ``expand_depthwise`` is here, all else, an uneven
+    kernel say, compiles at first use). Needs no GPU: tensors are of the device "meta", and nothing
+    is computed."""
+    shadow = _on_meta(model, dtype)
+    kind = next(shadow.parameters()).dtype
+
+    def run() -> None:
+        for size in sizes:
+            shadow(torch.empty(size, dtype=kind, device="meta"))
+
+    return recorded(run, target, kind, native)
+
+
+def recorded(
+    run: Callable[[], object],
+    target: Target,
+    dtype: torch.dtype,
+    native: frozenset[str] | None = None,
+) -> list[Any]:
+    """The same of any calls of our ops, which ``run`` makes with tensors of the device "meta", in
+    ``dtype``."""
     from .triton_ops._launch import recording
 
     native = ops.NATIVE_OPS if native is None else native
-    shadow = _on_meta(model, dtype)
-    kind = next(shadow.parameters()).dtype
-    with torch.no_grad(), recording(target) as found, _Recorder(native, kind, target.name):
-        for size in sizes:
-            shadow(torch.empty(size, dtype=kind, device="meta"))
+    with torch.no_grad(), recording(target) as found, _Recorder(native, dtype, target):
+        run()
     return list(found)
 
 
@@ -96,13 +112,14 @@ def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 class _Recorder(TorchDispatchMode):
     """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for; not
-    of those that are switched off whole on the GPU named ``gpu``."""
+    of those that are switched off whole on ``target``. A native ``expand_depthwise`` may run as two
+    ops, which may be Triton's."""
 
-    def __init__(self, native: frozenset[str], kind: torch.dtype, gpu: str):
+    def __init__(self, native: frozenset[str], kind: torch.dtype, target: Target):
         super().__init__()
 
         def is_off(op: str, engine: str, by_name: bool = False) -> bool:
-            return bool(switched_off.why_not(op, engine, kind, gpu, by_name=by_name))
+            return bool(switched_off.why_not(op, engine, kind, target.name, by_name=by_name))
 
         natively = {op for op in native if not is_off(op, "cuda")}
         automatic = {k: v for k, v in triton_ops.KERNELS.items() if k not in natively}
@@ -112,10 +129,26 @@ class _Recorder(TorchDispatchMode):
             for name, run in kernels.items()
             if not is_off(name, "triton", by_name=namespace is TRITON)
         }
+        self._target = target
+        if "expand_depthwise" in natively:
+            self._ops[DISPATCHED.expand_depthwise.default] = self._halves
+
+    def _halves(self, *args: Any) -> Any:
+        x, weight, bias, depthwise_weight, *rest = args
+        _, stride, padding, act, _ = rest
+        sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
+        if cuda.expand_depthwise_launch(x, weight, depthwise_weight, stride, sides, self._target):
+            return NotImplemented
+        expand = (x, weight, bias, None, (1, 1), (0, 0, 0, 0), act)
+        hidden = self._run(DISPATCHED.conv_bias_act.default, expand)
+        return self._run(DISPATCHED.depthwise_bias_act.default, (hidden, depthwise_weight, *rest))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Tensor | tuple[Tensor, ...]:
+        return self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: tuple, kwargs: dict | None = None) -> Any:
         run = self._ops.get(func)
         found = NotImplemented if run is None else run(*args)
         return func(*args, **(kwargs or {})) if found is NotImplemented else found

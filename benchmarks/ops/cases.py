@@ -37,10 +37,10 @@ class Case:
             for value in self.arguments
         )
 
-    def outline(self, batch: int) -> tuple[Any, ...]:
-        """The arguments without their contents: tensors of the device "meta"."""
+    def outline(self, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+        """What ``draw`` gives, without contents: tensors of the device "meta"."""
         return tuple(
-            torch.empty(_with_batch(*value, batch), device="meta") if _is_drawn(value) else value
+            _outline(*value, batch, dtype, self.op) if _is_drawn(value) else value
             for value in self.arguments
         )
 
@@ -96,8 +96,20 @@ def _draw(
     drawn = torch.randn(_with_batch(kind, shape, batch), generator=random, device=device)
     if kind == "weight":  # keeps the scale of what it is applied to
         drawn *= elements(shape[1:]) ** -0.5
-    drawn = drawn.to(torch.float32 if kind == "bias" and op != "squeeze_excite_gate" else dtype)
-    return drawn.contiguous(memory_format=torch.channels_last) if drawn.dim() == 4 else drawn
+    return drawn.to(_dtype(kind, dtype, op), memory_format=_format(drawn))
+
+
+def _outline(kind: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype, op: str) -> Tensor:
+    empty = torch.empty(_with_batch(kind, shape, batch), device="meta")
+    return empty.to(_dtype(kind, dtype, op), memory_format=_format(empty))
+
+
+def _dtype(kind: str, dtype: torch.dtype, op: str) -> torch.dtype:
+    return torch.float32 if kind == "bias" and op != "squeeze_excite_gate" else dtype
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
 
 
 def of_blocks(suite: str, blocks: Iterable[Placed]) -> list[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 import python_ref
+from effv2_kernels import triton_ops
 from effv2_kernels.cli.agreement import acceptable, relative_error
 from effv2_kernels.inference import DISPATCHED
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.targets import Target
+from effv2_kernels.warmup import recorded
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
@@ -26,6 +30,8 @@ from ..roofline.floors import seconds
 from ..timing import WrongOutput
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
+#: Cases that are compiled together, in parallel processes, before the first of them is timed.
+TOGETHER = 8
 IMPLS = ("eager_nchw", "eager_nhwc", "compile_default", "compile_max_autotune", "effv2")
 BASELINES = ("eager_nhwc", "compile_default")
 EAGER = "eager_nhwc"
@@ -37,8 +43,13 @@ def run(suite: str, options: Options) -> Iterator[list[Row]]:
     for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
         if dtype.startswith("autocast"):
             raise ValueError(f"--dtype {dtype}: an operator is measured in one dtype")
-        for case in cases(suite, options):
-            for batch in options.batch or ((1, 128) if options.on_gpu else (1,)):
+        every = cases(suite, options)
+        batches = options.batch or ((1, 128) if options.on_gpu else (1,))
+        for number, case in enumerate(every):
+            if number % TOGETHER == 0 and options.on_gpu and options.budget.left() > 0:
+                target = targets.of_device(options.device)
+                compile_ahead(every[number : number + TOGETHER], batches, dtype, target)
+            for batch in batches:
                 what = f"{suite} {case.name}, batch {batch}, {dtype}"
                 rows = partial(_case, suite, case, batch, dtype, options)
                 yield measure.case(what, options, rows)
@@ -66,6 +77,25 @@ def in_networks(suite: str) -> dict[str, Case]:
 def _blocks(name: str, resolution: int) -> list[Placed]:
     with torch.device("meta"):
         return blocks_of(python_ref.create(name), resolution)
+
+
+def compile_ahead(
+    cases: Sequence[Case], batches: Sequence[int], dtype: str, target: Target
+) -> None:
+    """Of what these cases launch through Triton: in parallel, where each would compile for itself
+    in the middle of its measurement. What does not compile is left for its case to tell."""
+    if triton_ops.missing():
+        return
+    from effv2_kernels.triton_ops._compile import compile_all
+
+    kind = getattr(torch, dtype)
+
+    def run() -> None:
+        for case in cases:
+            for batch in batches:
+                implementation("effv2", case)(*case.outline(batch, kind))
+
+    compile_all(recorded(run, target, kind), target, tolerant=True)
 
 
 def implementation(name: str, case: Case) -> Callable[..., Any]:

@@ -63,13 +63,11 @@ cudaError_t permit_most_shared() {
   return cudaSuccess;
 }
 
-// As launch(), for a kernel that may ask for more dynamic shared memory than the 48 KB that every
-// launch can have. Within a capture too: a permission is nothing that a stream does.
+// As launch(), for a kernel that may ask for more shared memory than the 48 KB that every block can
+// have. Within a capture too: a permission is nothing that a stream does.
 template <auto kKernel, typename... Args>
 cudaError_t launch_with_shared(const LaunchShape& shape, cudaStream_t stream, Args&&... args) {
-  if (shape.shared_bytes > 48 * 1024) {
-    if (cudaError_t err = permit_most_shared<kKernel>(); err != cudaSuccess) return err;
-  }
+  if (cudaError_t err = permit_most_shared<kKernel>(); err != cudaSuccess) return err;
   return launch(kKernel, shape, stream, std::forward<Args>(args)...);
 }
 

@@ -4,9 +4,10 @@ of a multiprocessor, and a model of how long a grid of tiles takes.
 The model is for ranking tiles, not for predicting times. Its rates are those of ``rates``; its
 latencies are those with which it ranked 492 launches of V2-S's 34 shapes best that were measured on
 an H200: of these, the one that it ranks first takes 9 % longer than the fastest on average (they
-were fitted to the same data). The long ends of a program are what that run taught:
-small tiles, several to a multiprocessor, whose ends hide behind each other's loops, beat the large
-ones that multiply best. ``tune`` measures, and what it finds goes before the model (``tables``).
+were fitted to the same data; memory was at 21 bytes a clock then, and what comes first is the same
+now). The long ends of a program are what that run taught: small tiles, several to a multiprocessor,
+whose ends hide behind each other's loops, beat the large ones that multiply best. ``tune``
+measures, and what it finds goes before the model (``tables``).
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind:
     at_a_time = occupancy(tile, target)
     rate = rates.of(target)
     if kind == "float32":
-        multiply = tile.products / (rates.FLOAT32 * 0.5)
+        multiply = tile.products / (rate.float32 * 0.5)
     else:
         share = 0.5 if kind == "tf32" else 1.0
         multiply = tile.products / (rate.tensor * share * tile.efficiency)

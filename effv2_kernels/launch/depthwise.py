@@ -37,8 +37,6 @@ LAUNCH = 4000
 LAUNCH_PART = 150
 # Half a line of 128 bytes, by which neighbouring lanes then read, reaches less of that.
 HALF_LINE = 1.05
-# Part of the time of a read from DRAM that one from L2 takes.
-OUT_OF_L1 = 0.5
 # How much of what is not the limit is not hidden behind it.
 EXPOSED = 0.2
 
@@ -168,15 +166,17 @@ def _clocks(problem: _Problem, layout: DepthwiseLaunch, target: Target) -> float
     issue = own_blocks * busy * of_strip / ISSUE
     slowest = -(-own_blocks // resident) * rounds * (of_strip / ALONE + FIRST_ROWS)
 
+    rate = rates.of(target)
     rows_in = min((layout.rows - 1) * stride + kernel, problem.height * stride)
     read = strips / problem.across * rows_in * problem.columns * stride
     if strip_threads < problem.across:
         # What neighbours share is no longer in L1 when the second comes.
-        read *= 1 + OUT_OF_L1 * (kernel - stride) / (columns * stride)
+        out_of_l2 = rates.COPY * rate.memory / rate.l2  # of the time of a read from memory
+        read *= 1 + min(out_of_l2, 1.0) * (kernel - stride) / (columns * stride)
     written = strips / problem.across * layout.rows * problem.columns
     channels = problem.channels / channel_blocks  # on average
     bytes_of_block = (read + written) * channels * problem.dtype.itemsize
-    memory = own_blocks * bytes_of_block / (rates.COPY * rates.of(target).memory)
+    memory = own_blocks * bytes_of_block / (rates.COPY * rate.memory)
     if lanes < _line(problem):
         memory *= HALF_LINE
 

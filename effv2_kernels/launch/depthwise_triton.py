@@ -64,7 +64,7 @@ def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     # A program alone waits for a row of taps in each tile.
     alone = choice.tiles * (1500.0 + work)
     moved = 2.0 * shape.images * shape.pixels * shape.channels * item
-    memory = moved / (rates.of(target).memory * target.multiprocessors)
+    memory = moved / (rates.COPY * rates.of(target).memory * target.multiprocessors)
     return max(busy, alone, memory) + 4.0 * parts(shape, choice)
 
 

@@ -37,7 +37,8 @@ KNOWN = {
     "sm_90a": Target("NVIDIA H200", (9, 0), 132, 232_448, 233_472, 65_536, 50 << 20, 18.8),
     "sm_100": Target("NVIDIA B200", (10, 0), 148, 232_448, 233_472, 65_536, 126 << 20, 27.5),
 }
-_UNTOLD = KNOWN["sm_80"].memory_rate
+# Where the driver tells no clock, which it need not of memory that is the CPU's too: some 300 GB/s.
+_UNTOLD = 3.0
 
 
 def of_device(device: torch.device) -> Target:
@@ -62,8 +63,8 @@ def _of_index(index: int) -> Target:
 
 
 def _memory_rate(found: Any) -> float:
-    """Of ``torch.cuda.get_device_properties``: two transfers of the bus in a clock of the memory.
-    As an A100's where the driver tells no clock, which it need not of memory that is the CPU's."""
+    """Of ``torch.cuda.get_device_properties``: two transfers of the bus in a clock of the memory,
+    over the highest clock of the multiprocessors."""
     per_second = 2 * 1000.0 * found.memory_clock_rate * found.memory_bus_width / 8  # kHz, bits
     clocks = 1000.0 * found.clock_rate * found.multi_processor_count
     return per_second / clocks if per_second and clocks else _UNTOLD

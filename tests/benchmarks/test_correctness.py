@@ -48,6 +48,10 @@ def test_breaks_the_context():
     DEAD.append(1)
     torch.cuda.synchronize()
 
+def test_passes_and_leaves_a_broken_context():
+    judge("gate", "cuda", "n 8", RIGHT.float(), RIGHT.float(), RIGHT)
+    DEAD.append(1)
+
 def test_hangs():
     time.sleep(600)
 """
@@ -59,12 +63,13 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[correctness.Record
     planted = folder / "tests" / "gpu"
     planted.mkdir(parents=True)
     for name in ("conftest.py", "verdicts.py"):
-        (planted / name).write_text((ROOT / "tests/gpu" / name).read_text())
+        text = (ROOT / "tests/gpu" / name).read_text()
+        (planted / name).write_text(text.replace("LIMIT_SECONDS = 60", "LIMIT_SECONDS = 4"))
     (planted / "test_planted.py").write_text(PLANTED)
     (planted.parent / "support.py").write_text((ROOT / "tests/support.py").read_text())
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-n", "2", "--timeout", "4"]
-    command += ["--timeout-method", "thread", "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-n", "2"]
+    command += ["--import-mode=importlib"]
     kept = folder / "checks.jsonl"
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "EFFV2_CHECKS": str(kept)}
     done = subprocess.run(
@@ -83,17 +88,18 @@ def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record])
     failed = {name for name, outcome in found.items() if outcome == "failed"}
     assert failed == {
         *("test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"),
-        "test_leaves_a_switch afterwards",
+        *("test_leaves_a_switch", "test_passes_and_leaves_a_broken_context"),
     }
-    assert len(found) == 17 + 1
+    assert len(found) == 18
 
 
 def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
     text = correctness.text(records)
-    assert "18 tests, 5 failed" in text and len(text) < 6000
+    assert "18 tests, 6 failed" in text and len(text) < 6000
     assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
     assert "illegal memory access" in text
-    assert "test_leaves_a_switch afterwards: " in text and "cudnn.allow_tf32 was" in text
+    assert "FAILED test_planted.py::test_leaves_a_switch: " in text
+    assert "test_passes_and_leaves_a_broken_context: worker" in text
     lines = {tuple(line.split()[:3]): line.split()[3:] for line in text.splitlines()}
     outputs, wrong, worst = lines["stem", "cuda", "float32"]
     assert (outputs, wrong) == ("13", "1") and float(worst) > 1000

@@ -67,7 +67,8 @@ def test_what_a_step_prints_is_not_cut_off(
     failing = tmp_path / "test_planted.py"
     words = "error 4.0e-5, PyTorch's 1.6e-5 " * 6
     failing.write_text(f"def test_planted():\n    raise ValueError({words!r})\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(failing)]
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)  # where it runs: a short path
+    command = [sys.executable, "-m", "pytest", "-q", failing.name]
     status, tail = runner(tmp_path / "out", lines)._execute(command, 60.0)
     assert status == 1 and f"ValueError: {words}".strip() in tail.splitlines()[-2]
 
@@ -81,16 +82,24 @@ def test_latency_is_measured_before_what_can_take_any_time() -> None:
 
 
 def test_a_section_that_takes_too_long_leaves_the_next_its_least(
-    tmp_path: Path, lines: list[str]
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time of a section is its share of what is left, whatever those before it took."""
-    run, seconds = runner(tmp_path, lines), []
-    run.step = lambda name, step, limit: seconds.append(limit)  # type: ignore[method-assign]
-    run.end = time.monotonic() + 40
-    run.section(Section("first", 1, (PRINT,)), 2)
-    run.end = time.monotonic() + 20  # it took more than its 20 seconds
-    run.section(Section("second", 1, (PRINT,)), 1)
-    assert [round(limit) for limit in seconds] == [20, 20]
+    """A share of what is left then, and 15 seconds at least for each of its steps."""
+    now, seconds = [1000.0], []
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    run = runner(tmp_path, lines)
+    run.end = now[0] + 100
+
+    def step(name: str, step: Step, limit: float) -> None:
+        seconds.append((name, limit))
+        now[0] += 55 if name == "first" else 10
+
+    run.step = step  # type: ignore[method-assign]
+    for name, share, ahead in (("first", 4, 12), ("latency", 1, 8), ("models", 7, 7)):
+        run.section(Section(name, share, (PRINT,)), ahead)
+    assert seconds[0] == ("first", pytest.approx(100 * 4 / 12))
+    assert seconds[1] == ("latency", 15.0)  # an eighth of 45 would be 5.6
+    assert seconds[2] == ("models", pytest.approx(35))
 
 
 def test_what_there_is_no_time_for_fails(tmp_path: Path, lines: list[str]) -> None:

@@ -10,6 +10,10 @@ from benchmarks.ops import plain
 from benchmarks.ops.cases import SUITES, Case, of_blocks, of_text
 from benchmarks.placed import blocks_of
 from benchmarks.suites import operators
+from effv2_kernels import ops, triton_ops
+from effv2_kernels.launch.targets import KNOWN
+from effv2_kernels.triton_ops import _compile
+from effv2_kernels.warmup import recorded
 
 from .conftest import Run, keys
 
@@ -118,3 +122,25 @@ def test_bytes_and_flops_of_a_case() -> None:
 def test_a_shape_that_is_not_understood(text: str) -> None:
     with pytest.raises(ValueError, match="shape"):
         of_text("conv", text)
+
+
+@pytest.mark.skipif(triton_ops.missing() != "", reason="no Triton")
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_is_compiled_ahead_is_what_is_launched(
+    suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From outlines of the arguments, as from the arguments that are then drawn."""
+    target, ahead = KNOWN["sm_90a"], []
+    monkeypatch.setattr(_compile, "compile_all", lambda found, *rest, **how: ahead.extend(found))
+    cases = [of_text(suite, SHAPES[suite].replace("c6", "c48"))]
+    operators.compile_ahead(cases, (1, 5), "bfloat16", target)
+    random = torch.Generator().manual_seed(0)
+
+    def run() -> None:
+        for batch in (1, 5):
+            arguments = cases[0].draw(batch, torch.bfloat16, torch.device("cpu"), random)
+            operators.implementation("effv2", cases[0])(*arguments)
+
+    assert ahead == recorded(run, target, torch.bfloat16)
+    # The uneven channels of this expand_depthwise are nothing for the native kernel.
+    assert bool(ahead) == (cases[0].op not in ops.NATIVE_OPS or suite == "expand_depthwise")

@@ -1,9 +1,9 @@
-"""What every GPU test has around it: its verdicts are carried to whoever prints and keeps them, and
-a test that breaks the GPU's context, or leaves PyTorch's switches changed, takes no other test with
-it."""
+"""What every GPU test has around it: its verdicts are carried to whoever prints and keeps them; and
+a test that breaks the GPU's context, hangs or leaves TF32 switched takes no other test with it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -16,29 +16,42 @@ import torch
 from benchmarks import correctness
 from tests.gpu import verdicts
 
+LIMIT_SECONDS = 60
 _RECORDS: list[dict[str, Any]] = []
-_FAILED: set[str] = set()  # in their call
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     verdicts.NOTES.clear()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """An end to a test that hangs, by a thread: a signal waits for a call into CUDA to return.
+    ``--timeout`` says another."""
+    if (
+        importlib.util.find_spec("pytest_timeout") is None
+        or config.getoption("timeout") is not None
+    ):
+        return
+    for item in items:
+        if _is_ours(item.nodeid):
+            item.add_marker(pytest.mark.timeout(LIMIT_SECONDS, method="thread"))
+
+
 @pytest.fixture(autouse=True)
 def tf32_as_it_was() -> Iterator[None]:
-    """The precision of one convolution, set by ``fp32_precision``, makes all that later asks cuDNN
+    """A convolution's precision that was set by ``fp32_precision`` makes whatever later asks cuDNN
     whether TF32 is allowed raise: the test that left it so fails, and it is put back."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
     yield
     try:
-        after: bool | str = cudnn.allow_tf32
+        after: Any = cudnn.allow_tf32, matmul.allow_tf32
     except RuntimeError as error:
         after = str(error)
         cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
     if after != before:
-        cudnn.allow_tf32 = before
-        pytest.fail(f"cudnn.allow_tf32 was {before} before this test, and is {after}")
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+        pytest.fail(f"allow_tf32 of cuDNN and of matmul was {before}, and is left {after}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,15 +87,11 @@ def _context_is_dead() -> bool:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """In the process that runs all (which is not a worker): one line of JSON a test, at once."""
-    # A test that failed has a reason to leave more behind.
-    relevant = report.when == "call" or (report.failed and report.nodeid not in _FAILED)
+    relevant = report.when == "call" or report.failed
     if os.environ.get("PYTEST_XDIST_WORKER") or not _is_ours(report.nodeid) or not relevant:
         return
-    if report.failed:
-        _FAILED.add(report.nodeid)
     record = {
-        # What it left behind is a verdict beside that of the call.
-        "test": report.nodeid + (" afterwards" if report.when == "teardown" else ""),
+        "test": report.nodeid,
         "outcome": report.outcome,
         "seconds": round(getattr(report, "duration", 0.0), 2),
         "message": _message(report),
@@ -100,7 +109,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _RECORDS:
         terminalreporter.section("verdict")
-        terminalreporter.write_line(correctness.text(_RECORDS))
+        terminalreporter.write_line(correctness.text(correctness.merged(_RECORDS)))
 
 
 def _message(report: pytest.TestReport) -> str:

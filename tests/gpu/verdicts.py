@@ -6,12 +6,19 @@ to the process that prints and keeps them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.support import assert_as_close_as_pytorch, passes, relative_error
+from tests.support import (
+    Draw,
+    assert_as_close_as_pytorch,
+    assert_as_close_over,
+    passes,
+    relative_error,
+)
 
 #: Of the test that is running. ``conftest.py`` empties it before each.
 NOTES: list[dict[str, Any]] = []
@@ -24,12 +31,45 @@ def judge(op: str, engine: str, case: str, found: Tensor, eager: Tensor, referen
     float32 result of operands that may be rounded is noted as "tf32".
     """
     error, allowed = relative_error(found, reference), relative_error(eager, reference)
-    rounded = engine == "triton" and found.dtype == torch.float32
-    rounded = rounded and torch.backends.cudnn.allow_tf32
-    dtype = "tf32" if rounded else str(found.dtype).removeprefix("torch.")
-    note = {"op": op, "engine": engine, "dtype": dtype, "case": case}
-    NOTES.append({**note, "error": error, "pytorch": allowed, "passed": passes(error, allowed)})
+    _note(op, engine, case, found.dtype, error, allowed, passes(error, allowed))
     assert_as_close_as_pytorch(found, eager, reference)
+
+
+def judge_over(op: str, engine: str, case: str, draws: Iterable[Draw]) -> None:
+    """The same of whole networks, by ``assert_as_close_over``. Each draw is noted; the verdict of
+    all of them is the last one's."""
+    seen: list[tuple[torch.dtype, float, float]] = []
+
+    def noted() -> Iterator[Draw]:
+        for found, eager, reference in draws:
+            errors = [relative_error(one, reference) for one in found]
+            seen.append((eager.dtype, max(errors), relative_error(eager, reference)))
+            yield found, eager, reference
+
+    passed = False
+    try:
+        assert_as_close_over(noted())
+        passed = True
+    finally:
+        for number, (dtype, error, allowed) in enumerate(seen, 1):
+            text = f"{case}, draw {number}" if number > 1 else case
+            _note(op, engine, text, dtype, error, allowed, passed or number < len(seen))
+
+
+def _note(
+    op: str,
+    engine: str,
+    case: str,
+    dtype: torch.dtype,
+    error: float,
+    allowed: float,
+    passed: bool,
+) -> None:
+    rounded = engine == "triton" and dtype == torch.float32
+    rounded = rounded and torch.backends.cudnn.allow_tf32
+    name = "tf32" if rounded else str(dtype).removeprefix("torch.")
+    note = {"op": op, "engine": engine, "dtype": name, "case": case}
+    NOTES.append({**note, "error": error, "pytorch": allowed, "passed": passed})
 
 
 def described(args: dict[str, Any]) -> str:

@@ -113,11 +113,33 @@ def test_deep_products_are_left_to_a_matrix_kernel() -> None:
         assert expand_depthwise.choose(deep, target) is None
 
 
-def test_shallow_products_on_large_maps_are_fused() -> None:
+def test_shallow_products_on_large_maps_are_fused_where_memory_is_slow() -> None:
     """There the expanded tensor is nearly all of the traffic."""
-    for target in KNOWN.values():
-        shallow = Problem(128, 64, 256, (48, 48), (24, 24), 3, 2, torch.bfloat16)
-        assert isinstance(expand_depthwise.choose(shallow, target), ExpandDepthwiseLaunch)
+    shallow = Problem(128, 16, 96, (112, 112), (56, 56), 3, 2, torch.bfloat16)
+    assert isinstance(expand_depthwise.choose(shallow, KNOWN["sm_80"]), ExpandDepthwiseLaunch)
+    slow = replace(KNOWN["sm_90a"], memory_rate=KNOWN["sm_80"].memory_rate)  # as an H100 has it
+    assert isinstance(expand_depthwise.choose(shallow, slow), ExpandDepthwiseLaunch)
+
+
+# Microseconds of the 1x1 expansion and of the depthwise convolution, each alone on an H200, at
+# batch 128 (the tuned table and results/nvidia_h200): (in_channels, channels, size, stride).
+TWO_OPS = {
+    (64, 256, 48, 2): (63.2, 50.5),
+    (128, 512, 24, 1): (46.1, 47.3),
+    (128, 768, 24, 1): (67.2, 67.5),
+    (160, 960, 24, 1): (94.8, 85.0),
+    (160, 960, 24, 2): (94.8, 50.2),
+    (256, 1536, 12, 1): (50.2, 37.6),
+}
+
+
+@pytest.mark.parametrize("shape", TWO_OPS)
+def test_two_ops_take_about_what_they_took(shape: tuple[int, int, int, int]) -> None:
+    into, channels, size, stride = shape
+    out = size // stride
+    problem = Problem(128, into, channels, (size, size), (out, out), 3, stride, torch.bfloat16)
+    clocks = expand_depthwise.separate_clocks(problem, KNOWN["sm_90a"])
+    assert clocks / 1755 == pytest.approx(sum(TWO_OPS[shape]), rel=0.15)
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (8, 9), (11, 0), (12, 0), (13, 0)])

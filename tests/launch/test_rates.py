@@ -72,7 +72,9 @@ def test_memory_is_the_devices_own(
 
 
 def test_a_device_that_does_not_tell(device_with: Callable[..., Target]) -> None:
-    assert device_with(0, 0, 1_500_000, 20).memory_rate > 0
+    """Its memory is the CPU's, or it would: slower than any that tells."""
+    told = device_with(0, 0, 1_500_000, 20)
+    assert 0 < told.memory_rate < min(known.memory_rate for known in KNOWN.values()) / 2
 
 
 def test_the_known_ones_agree_with_what_devices_say(device_with: Callable[..., Target]) -> None:
@@ -123,10 +125,14 @@ def of_l2(target: Target) -> dict[str, float]:
     """The same for one that reads much from L2."""
     small = expand_depthwise.Problem(1, 512, 512, (6, 6), (6, 6), 3, 1, BFLOAT16)
     alone = expand_depthwise.ExpandDepthwiseLaunch(6, 6, 1, 32, 1)
+    # Strips whose neighbours are in other blocks.
+    wide = depthwise._Problem(1280, 960, 24, 96, 3, 1, BFLOAT16, False)
+    across = depthwise.DepthwiseLaunch(32, 2, 12, 24, False)
     tile = dense.Tile(1e3, 1e6, 1e3, 0.0, 1, 1024, 4096, warps=4, stages=3, efficiency=0.7)
     return {
         "expand_depthwise": expand_depthwise._clocks(small, alone, target),
         "two ops": expand_depthwise.separate_clocks(replace(small, n=128), target),
+        "depthwise": depthwise._clocks(wide, across, target),
         "dense": dense.clocks(tile, 1000, 0.0, target, "bfloat16"),
     }
 
@@ -142,6 +148,6 @@ def test_every_model_takes_l2_from_the_table(monkeypatch: pytest.MonkeyPatch) ->
     before = of_l2(H200)
     monkeypatch.setattr(rates, "L2", rates.L2 / 16)
     after = of_l2(H200)
-    assert {name: after[name] / clocks > 1.9 for name, clocks in before.items()} == dict.fromkeys(
+    assert {name: after[name] / clocks > 1.05 for name, clocks in before.items()} == dict.fromkeys(
         before, True
     )

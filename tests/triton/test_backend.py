@@ -16,7 +16,7 @@ import effv2_kernels as ek
 import python_ref
 from effv2_kernels import triton_ops
 from effv2_kernels.backends import runs_on
-from effv2_kernels.launch import off_tables, switched_off, targets
+from effv2_kernels.launch import expand_depthwise, off_tables, switched_off, targets
 from effv2_kernels.launch.off_tables import Entry
 from python_ref.variants import Stage, Variant
 from tests.ops.cases import OPS, arguments, mapped, ordered, plain
@@ -149,16 +149,33 @@ def test_warmup_leaves_out_what_is_switched_off(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("EFFV2_TABLES", str(tmp_path))
     try:
         assert "fused_mbconv_kernel" in kernels(frozenset())
-        assert "depthwise_kernel" not in kernels(frozenset({"expand_depthwise"}))
+        native = frozenset({"expand_depthwise", "depthwise_bias_act"})
+        assert "depthwise_kernel" not in kernels(native)
         off = [
             Entry("fused_mbconv", "triton", "bfloat16", (), "slower: 0.8x", "abc123"),
             Entry("expand_depthwise", "cuda", "any", (), "wrong", "abc123"),
         ]
         off_tables.write(off_tables.path_of(target.name, tmp_path), off)
         assert "fused_mbconv_kernel" not in kernels(frozenset())
-        assert "depthwise_kernel" in kernels(frozenset({"expand_depthwise"}))
+        assert "depthwise_kernel" in kernels(native)
     finally:
         switched_off.forget()
+
+
+@WITH_TRITON
+@pytest.mark.parametrize("fused", [True, False])
+def test_warmup_has_the_halves_of_a_native_op_that_runs_as_two(fused: bool, monkeypatch) -> None:
+    """By the launch choice: the expansion is then Triton's."""
+    model = tiny()
+    ek.patch(model)
+    layout = expand_depthwise.ExpandDepthwiseLaunch(4, 4, 2, 32, 1) if fused else None
+    monkeypatch.setattr(expand_depthwise, "choose", lambda problem, target: layout)
+    native = frozenset({"expand_depthwise", "depthwise_bias_act"})
+    sizes, target = [(1, 3, 32, 32)], targets.KNOWN["sm_90a"]
+    found = warmup_module.launches(model, sizes, target, dtype=torch.bfloat16, native=native)
+    alone = [i for i in found if i.kernel == "conv_kernel" and dict(i.constants)["KH"] == 1]
+    expansions = [i for i in alone if dict(i.constants)["ACT"] == "silu"]
+    assert bool(expansions) != fused
 
 
 def test_warmup_says_what_is_missing() -> None:

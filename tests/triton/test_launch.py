@@ -203,7 +203,7 @@ for name, module in list(sys.modules.items()):
 model = python_ref.create("b0", num_classes=10).eval().bfloat16()
 ek.patch(model)
 image = torch.randn(2, 3, 64, 64).bfloat16()
-with torch.no_grad(), _Recorder(ek.ops.NATIVE_OPS, torch.bfloat16, TARGET.name):
+with torch.no_grad(), _Recorder(ek.ops.NATIVE_OPS, torch.bfloat16, TARGET):
     model(image)
 print(len(_launch._COMPILED))
 """

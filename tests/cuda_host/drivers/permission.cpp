@@ -34,7 +34,7 @@ std::mutex mutex;
 std::condition_variable changed;
 int asking = 0;
 bool served = false;
-int permitted = 48 * 1024;
+int permitted = 48 * 1024 - kStatic;
 
 thread_local int mine;  // bytes of this thread's launches
 

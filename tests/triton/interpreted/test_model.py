@@ -14,7 +14,7 @@ import effv2_kernels as ek
 import python_ref
 from python_ref.variants import Stage, Variant
 from tests.ops.cases import OPS, arguments, ordered
-from tests.support import assert_as_close_as_pytorch, in_float64, randomise
+from tests.support import assert_as_close_over, draws, in_float64, randomise, relative_error
 
 # Every kind of block: expansion 1, fused with stride and residual, MBConv with both kernel sizes.
 TINY = Variant(
@@ -48,8 +48,13 @@ def tiny(padding: str) -> nn.Module:
 @torch.no_grad()
 def test_a_patched_network_equals_the_reference(padding: str) -> None:
     model, x = tiny(padding), torch.randn(2, 3, 29, 34)
-    reference, eager = in_float64(model, x), model(x)
-    report = ek.patch(model, backend="triton", strict=True)
+    eager, reports = model(x), []
+
+    def patch(drawn: nn.Module) -> None:
+        reports.append(ek.patch(drawn, backend="triton", strict=True))
+
+    assert_as_close_over(draws(model, x, patch, calls=1, number=2))
+    report = reports[0]
     assert report.backend == "triton" and report.coverage > 0.99
     for entry in report.patched:
         for op in entry.ops:
@@ -58,7 +63,6 @@ def test_a_patched_network_equals_the_reference(padding: str) -> None:
         *("stem", "conv_bias_act", "fused_mbconv", "expand_depthwise"),
         *("squeeze_excite_gate", "gated_project", "conv_act_pool"),
     }
-    assert_as_close_as_pytorch(model(x), eager, reference)
     # The second time oneDNN would pack its weights.
     assert ran_on_triton(model, x) == {op.partition("[")[0] for e in report.patched for op in e.ops}
     ek.unpatch(model)
@@ -96,13 +100,13 @@ def test_changed_weights_are_seen() -> None:
     model, x = tiny("symmetric"), torch.randn(1, 3, 32, 32)
     ek.patch(model, backend="triton")
     before = model(x)
-    for parameter in model.parameters():
-        parameter.mul_(1.1)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight[0] *= -1
     eager = copy.deepcopy(model)
     ek.unpatch(eager)
-    after = model(x)
-    assert_as_close_as_pytorch(after, eager(x), in_float64(eager, x))
-    assert (after - before).abs().max() > 1e-3
+    right, after = in_float64(eager, x), model(x)
+    assert relative_error(after, right) < 1e-4 < 1e-2 < relative_error(before, right)
 
 
 @torch.no_grad()
