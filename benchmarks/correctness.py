@@ -22,7 +22,7 @@ from . import results
 from .results import Row
 
 HELP = "what the GPU tests found: a verdict, and rows of the CSV file"
-_MOST_FAILURES = 24
+_MOST_FAILURES = 16
 _WORST = 1e9
 Record = dict[str, Any]
 
@@ -75,18 +75,26 @@ def rows(records: Iterable[Record], device: torch.device) -> Iterator[Row]:
         yield make(engine, "worst_error_over_pytorch", "", quantiles([max(map(_ratio, checks))]))
 
 
-def text(records: Sequence[Record]) -> str:
-    """The verdict: a line for each op, engine and dtype, then one for each failure."""
+def text(records: Sequence[Record], most: int | None = None) -> str:
+    """The verdict: a line for each op, engine and dtype, or for the ``most`` that err most beside
+    PyTorch; then one for each failure."""
     lines = [f"{'op':<20} {'engine':<7} {'dtype':<9} {'outputs':>7} {'wrong':>6}  worst/PyTorch's"]
-    for (op, engine, dtype), checks in _groups(records).items():
-        wrong = sum(not check["passed"] for check in checks) or "-"
-        worst = max(map(_ratio, checks))
-        lines.append(f"{op:<20} {engine:<7} {dtype:<9} {len(checks):>7} {wrong:>6}  {worst:.3g}")
+    groups = _groups(records)
+    worst = {key: max(map(_ratio, checks)) for key, checks in groups.items()}
+    shown = set(sorted(worst, key=lambda key: -worst[key])[:most])
+    for (op, engine, dtype), checks in groups.items():
+        if (op, engine, dtype) not in shown:
+            continue
+        wrong, ratio = sum(not check["passed"] for check in checks) or "-", worst[op, engine, dtype]
+        lines.append(f"{op:<20} {engine:<7} {dtype:<9} {len(checks):>7} {wrong:>6}  {ratio:.3g}")
+    if rest := worst.keys() - shown:
+        least = max(worst[key] for key in rest)
+        lines.append(f"and {len(rest)} more, {least:.3g} at most")
     failed = [record for record in records if record["outcome"] == "failed"]
     lines.append(f"{len(records)} tests, {len(failed)} failed")
     for record in failed[:_MOST_FAILURES]:
         name = record["test"].removeprefix("tests/gpu/")
-        lines.append(f"FAILED {name}: {_why(record)}"[:230])
+        lines.append(f"FAILED {name}: {_why(record)}"[:200])
     if len(failed) > _MOST_FAILURES:
         lines.append(f"and {len(failed) - _MOST_FAILURES} more")
     return "\n".join(lines)

@@ -16,9 +16,9 @@ from .results import Row
 
 _NETWORKS = ("latency", "models", "train")
 _BASELINES = ("eager_nhwc", "compile_default", "compile_reduce_overhead")
-#: Lines for operators where the verdict is the end of a long output: of what a GPU machine prints,
+#: Lines of each table where the verdict is the end of a long output: of what a GPU machine prints,
 #: some 12,000 characters come back.
-SHORT = 40
+SHORT = 20
 
 HELP = "what a GPU run found, in few lines"
 
@@ -39,16 +39,16 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def text(folder: Path, most: int | None = None) -> str:
-    """Of the results.csv and the checks.jsonl in ``folder``; of the operators the worst ``most``
-    (None: all)."""
+    """Of the results.csv and the checks.jsonl in ``folder``; ``most`` lines of each table (None:
+    all): the worst, and of networks the first."""
     rows = results.read(folder / "results.csv")
     records = correctness.read(folder / "checks.jsonl")
-    parts = [correctness.text(records)] if records else []
-    parts += [networks(rows), operators(rows, most)]
+    parts = [correctness.text(records, most)] if records else []
+    parts += [networks(rows, most), operators(rows, most)]
     return "\n\n".join(part for part in parts if part)
 
 
-def networks(rows: Iterable[Row]) -> str:
+def networks(rows: Iterable[Row], most: int | None = None) -> str:
     """One line for each implementation of each network: time, and gains."""
     found = [row for row in rows if row.suite in _NETWORKS]
     lines = []
@@ -60,6 +60,8 @@ def networks(rows: Iterable[Row]) -> str:
         suite, case, batch, dtype, impl = key
         name = f"{suite} {case.partition(' ')[2]} batch {batch} {dtype} {impl}"
         lines.append(f"{name:<72} {float(time.value):>9.3f} ms{_gains(cells)}")
+    if more := lines[len(lines[:most]) :]:
+        lines = [*lines[:most], f"and {len(more)} more"]
     return "\n".join(lines)
 
 

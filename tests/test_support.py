@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import python_ref
+from tests.gpu import checks
+from tests.ops.cases import LAYOUTS, OPS, arguments
 from tests.support import (
     Draw,
     assert_as_close_as_pytorch,
@@ -47,15 +49,16 @@ def test_all_others_are_pooled() -> None:
     taken: list[int] = []
     assert_as_close_over(off_by([2.3e-3], [1.9e-3], [1.5e-3], [1.5e-3], taken=taken))
     assert taken == [0, 1, 2, 3]
-    with pytest.raises(AssertionError, match="errors"):
-        assert_as_close_over(off_by([1.9e-3], [2.3e-3], [1.5e-3], [2.5e-3]))
+    for unlucky in ([1.9e-3], [2.3e-3], [1.5e-3], [2.5e-3]), ([3e-3], [1e-3], [3e-3], [1e-3]):
+        with pytest.raises(AssertionError, match="errors"):
+            assert_as_close_over(off_by(*unlucky))
 
 
 @pytest.mark.parametrize(
     "errors",
     [
         [[2.3e-3]] * 4,
-        [[1.0], [1.9e-3], [1.9e-3], [1.9e-3]],  # wrong once, and by much
+        [[1.0], [1e-3], [1e-3], [1e-3]],  # wrong once, and by much
         [[1e-3, 2.3e-3]] * 4,  # the second call only
         [[torch.nan], [1.9e-3]],
         [],
@@ -74,3 +77,16 @@ def test_another_draw_is_another_network() -> None:
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
         assert not torch.equal(a, b) or name.endswith("bias"), name
     assert relative_error(second(x), first(x)) > 0.5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_what_gpu_tests_put_on_the_device_is_the_same_there(op: str, layout: str) -> None:
+    """Values and strides, those of a slice too."""
+    here = arguments(op, layout=layout, extra=True)
+    there = checks.on_device(here, "cpu")
+    tensors = [name for name, value in here.items() if isinstance(value, torch.Tensor)]
+    assert tensors
+    for name in tensors:
+        assert torch.equal(there[name], here[name]) and there[name].stride() == here[name].stride()
+        assert there[name].data_ptr() != here[name].data_ptr()

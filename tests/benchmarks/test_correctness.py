@@ -3,6 +3,7 @@ stand-in for a CUDA context that breaks."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -141,18 +142,34 @@ def test_the_verdict_of_a_whole_run(tmp_path: Path) -> None:
     assert "960x24x24" in lines[3]
 
 
-def test_the_verdict_of_hundreds_of_operators_is_short(tmp_path: Path) -> None:
-    """A run over M and L has some 700; what comes back of a printed end is 12,000 characters."""
-    found = []
+def test_the_verdict_of_a_run_over_everything_is_short(tmp_path: Path) -> None:
+    """What comes back of a printed end is 12,000 characters, and what the steps printed is before
+    it: all operators and networks, every group of tests, and many failures."""
+    found, lines = [], []
     for n in range(300):
         make = results.maker(
-            CPU, suite="depthwise", case=f"{8 * n} to {n}x{n}, k3 s1 + residual", batch=128,
+            CPU, suite="expand_depthwise", case=f"{8 * n} to {n}x{n}, k3 s1 + residual", batch=128,
             resolution=0, dtype="bfloat16",
         )  # fmt: skip
         metrics = {"latency_us": 9.0, "part_of_floor": 0.5, "speedup_vs_eager_nhwc": 1 + n / 100}
         found += [make("effv2", name, "", results.quantiles([v])) for name, v in metrics.items()]
+    for n in range(60):
+        make = results.maker(
+            CPU, suite="latency", case=f"timm efficientnetv2_{n}", batch=1, resolution=384,
+            dtype="bfloat16",
+        )  # fmt: skip
+        metrics = {"latency_ms": 9.0, "speedup_vs_eager_nhwc": 2.0, "speedup_vs_compile_default": 2}
+        found += [make("effv2", name, "", results.quantiles([v])) for name, v in metrics.items()]
     results.upsert(tmp_path / "results.csv", found)
-    short = verdict.text(tmp_path, verdict.SHORT)
-    assert len(short) < 6000 and len(verdict.text(tmp_path).splitlines()) == 300
-    assert "1.00x" in short.splitlines()[0]
-    assert short.splitlines()[-1] == "and 260 more, each 1.40x or more"
+    for n in range(900):
+        check = {"op": f"squeeze_excite_gate{n % 13}", "engine": "triton", "passed": n >= 60}
+        check |= {"dtype": f"float{n % 4}", "error": 3e-3, "pytorch": 1e-3, "case": "x 2x8x9" * 20}
+        record = {"test": f"tests/gpu/test_triton_ops.py::test[{n}-{'k3' * 40}]", "message": ""}
+        outcome = "passed" if n >= 60 else "failed"
+        lines.append(json.dumps({**record, "outcome": outcome, "checks": [check]}))
+    (tmp_path / "checks.jsonl").write_text("\n".join(lines))
+    short, whole = verdict.text(tmp_path, verdict.SHORT), verdict.text(tmp_path)
+    assert len(short) < 10000 < 40000 < len(whole)
+    assert "900 tests, 60 failed" in short and "and 32 more, 3 at most" in short
+    assert "and 40 more\n" in short
+    assert short.splitlines()[-1] == "and 280 more, each 1.20x or more"

@@ -18,6 +18,7 @@ from tests.support import (
     assert_as_close_over,
     passes,
     relative_error,
+    rms,
 )
 
 #: Of the test that is running. ``conftest.py`` empties it before each.
@@ -36,24 +37,24 @@ def judge(op: str, engine: str, case: str, found: Tensor, eager: Tensor, referen
 
 
 def judge_over(op: str, engine: str, case: str, draws: Iterable[Draw]) -> None:
-    """The same of whole networks, by ``assert_as_close_over``. Each draw is noted; the verdict of
-    all of them is the last one's."""
-    seen: list[tuple[torch.dtype, float, float]] = []
+    """The same of a whole network, by ``assert_as_close_over``; noted are the pooled errors, those
+    of the worst call of each draw."""
+    errors, allowed, dtypes = [], [], []
 
-    def noted() -> Iterator[Draw]:
+    def seen() -> Iterator[Draw]:
         for found, eager, reference in draws:
-            errors = [relative_error(one, reference) for one in found]
-            seen.append((eager.dtype, max(errors), relative_error(eager, reference)))
+            errors.append(max(relative_error(one, reference) for one in found))
+            allowed.append(relative_error(eager, reference))
+            dtypes.append(eager.dtype)
             yield found, eager, reference
 
     passed = False
     try:
-        assert_as_close_over(noted())
+        assert_as_close_over(seen())
         passed = True
     finally:
-        for number, (dtype, error, allowed) in enumerate(seen, 1):
-            text = f"{case}, draw {number}" if number > 1 else case
-            _note(op, engine, text, dtype, error, allowed, passed or number < len(seen))
+        if dtypes:
+            _note(op, engine, case, dtypes[0], rms(errors), rms(allowed), passed)
 
 
 def _note(
