@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 PLANTED = """
 import time
 import pytest, torch
-from tests.gpu.verdicts import judge
+from tests.gpu.verdicts import judge, judge_over
 
 DEAD = []
 # The process's context: broken by one test, for all that come after it in the same process.
@@ -44,6 +44,16 @@ def test_wrong():
 
 def test_nan():
     judge("stem", "triton", "n 1", RIGHT.bfloat16() * torch.nan, RIGHT.bfloat16(), RIGHT)
+
+def draws(error, number=4):
+    for n in range(number):
+        yield [(1 + error) * RIGHT.float()] * 2, (1 + 1e-3) * RIGHT.float(), RIGHT
+
+def test_network():
+    judge_over("network", "cuda", "b0", draws(1.9e-3))
+
+def test_wrong_network():
+    judge_over("network", "cuda", "s", draws(3e-3))
 
 def test_breaks_the_context():
     DEAD.append(1)
@@ -89,14 +99,14 @@ def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record])
     failed = {name for name, outcome in found.items() if outcome == "failed"}
     assert failed == {
         *("test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"),
-        *("test_leaves_a_switch", "test_passes_and_leaves_a_broken_context"),
+        *("test_wrong_network", "test_leaves_a_switch", "test_passes_and_leaves_a_broken_context"),
     }
-    assert len(found) == 18
+    assert len(found) == 20
 
 
 def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
     text = correctness.text(records)
-    assert "18 tests, 6 failed" in text and len(text) < 6000
+    assert "20 tests, 7 failed" in text and len(text) < 6000
     assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
     assert "illegal memory access" in text
     assert "FAILED test_planted.py::test_leaves_a_switch: " in text
@@ -105,6 +115,8 @@ def test_the_verdict_names_each_with_its_figures(records: list[correctness.Recor
     outputs, wrong, worst = lines["stem", "cuda", "float32"]
     assert (outputs, wrong) == ("13", "1") and float(worst) > 1000
     assert lines["stem", "triton", "bfloat16"] == ["1", "1", "1e+09"]
+    assert lines["network", "cuda", "float32"][:2] == ["2", "1"]
+    assert "test_wrong_network: error 3.0e-03, PyTorch's 1.0e-03 (s)" in text
 
 
 def test_rows_for_the_csv_file(records: list[correctness.Record], tmp_path: Path) -> None:
