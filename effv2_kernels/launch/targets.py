@@ -37,8 +37,8 @@ KNOWN = {
     "sm_90a": Target("NVIDIA H200", (9, 0), 132, 232_448, 233_472, 65_536, 50 << 20, 18.8),
     "sm_100": Target("NVIDIA B200", (10, 0), 148, 232_448, 233_472, 65_536, 126 << 20, 27.5),
 }
-# Where the driver tells no clock, which it need not of memory that is the CPU's too: some 300 GB/s.
-_UNTOLD = 3.0
+# Of memory that is the CPU's too, whose clock a driver need not tell: some 300 GB/s.
+_INTEGRATED = 3.0
 
 
 def of_device(device: torch.device) -> Target:
@@ -64,7 +64,14 @@ def _of_index(index: int) -> Target:
 
 def _memory_rate(found: Any) -> float:
     """Of ``torch.cuda.get_device_properties``: two transfers of the bus in a clock of the memory,
-    over the highest clock of the multiprocessors."""
-    per_second = 2 * 1000.0 * found.memory_clock_rate * found.memory_bus_width / 8  # kHz, bits
-    clocks = 1000.0 * found.clock_rate * found.multi_processor_count
-    return per_second / clocks if per_second and clocks else _UNTOLD
+    over the highest clock of the multiprocessors. Where it has no such fields or they are 0, as of
+    the known GPU of that generation or the last before."""
+    names = "memory_clock_rate", "memory_bus_width", "clock_rate"
+    memory_clock, bus, clock = (getattr(found, name, 0) for name in names)  # kHz, bits, kHz
+    if memory_clock and bus and clock:
+        return 2 * memory_clock * bus / 8 / (clock * found.multi_processor_count)
+    if getattr(found, "is_integrated", 0):
+        return _INTEGRATED
+    here = (found.major, found.minor)
+    older = [known for known in KNOWN.values() if known.capability <= here]
+    return max(older or KNOWN.values(), key=lambda known: known.capability).memory_rate

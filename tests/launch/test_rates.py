@@ -27,8 +27,9 @@ BFLOAT16 = torch.bfloat16
 def device_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Target]]:
     """The target of a GPU that says this of itself: clocks in kHz, the bus in bits."""
 
-    def make(memory_clock: int, bus: int, clock: int, multiprocessors: int) -> Target:
+    def make(memory_clock: int, bus: int, clock: int, multiprocessors: int, **more: int) -> Target:
         found = SimpleNamespace(
+            **more,
             **{"name": "NVIDIA Test GPU", "major": 9, "minor": 0},
             **{"multi_processor_count": multiprocessors, "clock_rate": clock},
             **{"memory_clock_rate": memory_clock, "memory_bus_width": bus},
@@ -72,9 +73,10 @@ def test_memory_is_the_devices_own(
 
 
 def test_a_device_that_does_not_tell(device_with: Callable[..., Target]) -> None:
-    """Its memory is the CPU's, or it would: slower than any that tells."""
-    told = device_with(0, 0, 1_500_000, 20)
-    assert 0 < told.memory_rate < min(known.memory_rate for known in KNOWN.values()) / 2
+    """By its generation; if its memory is the CPU's, slower than any that tells."""
+    assert device_with(0, 0, 1_980_000, 132).memory_rate == H200.memory_rate
+    integrated = device_with(0, 0, 1_500_000, 20, is_integrated=1).memory_rate
+    assert 0 < integrated < min(known.memory_rate for known in KNOWN.values()) / 2
 
 
 def test_the_known_ones_agree_with_what_devices_say(device_with: Callable[..., Target]) -> None:
