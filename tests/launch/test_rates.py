@@ -141,15 +141,13 @@ def of_l2(target: Target) -> dict[str, float]:
 
 def test_every_model_takes_memory_from_the_device() -> None:
     before, after = of_memory(H200), of_memory(replace(H200, memory_rate=H200.memory_rate / 4))
-    assert {name: after[name] / clocks > 1.9 for name, clocks in before.items()} == dict.fromkeys(
-        before, True
-    )
+    assert all(after[name] > 1.9 * clocks for name, clocks in before.items()), (before, after)
 
 
 def test_every_model_takes_l2_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everywhere that it reads from L2: of a depthwise convolution little is."""
+    least = {"expand_depthwise": 12, "two ops": 4, "depthwise": 1.05, "dense": 12}
     before = of_l2(H200)
     monkeypatch.setattr(rates, "L2", rates.L2 / 16)
     after = of_l2(H200)
-    assert {name: after[name] / clocks > 1.05 for name, clocks in before.items()} == dict.fromkeys(
-        before, True
-    )
+    assert all(after[name] > least[name] * before[name] for name in least), (before, after)
