@@ -60,9 +60,10 @@ def networks(rows: Iterable[Row], most: int | None = None) -> str:
         suite, case, batch, dtype, impl = key
         name = f"{suite} {case.partition(' ')[2]} batch {batch} {dtype} {impl}"
         lines.append(f"{name:<72} {float(time.value):>9.3f} ms{_gains(cells)}")
-    if more := lines[len(lines[:most]) :]:
-        lines = [*lines[:most], f"and {len(more)} more"]
-    return "\n".join(lines)
+    shown = lines[:most]
+    if len(lines) > len(shown):
+        shown.append(f"and {len(lines) - len(shown)} more")
+    return "\n".join(shown)
 
 
 def operators(rows: Iterable[Row], most: int | None = None) -> str:
