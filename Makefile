@@ -5,10 +5,6 @@ PYTHON ?= python3
 # The pip requirements (and options) that give PyTorch; `make test TORCH="torch==2.11.0 ..."`.
 TORCH ?= torch torchvision
 VENV ?= .venv
-# Of `make gpu`.
-SECTIONS ?=
-MINUTES ?= 9
-DEVICE ?= cuda
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install
 RUN := $(VENV)/bin/python -m
 
@@ -52,9 +48,10 @@ readme: build  ## the tables of README.md and benchmarks/README.md, from the com
 	$(RUN) benchmarks readme
 
 # With the Python at hand and all that it has: nothing is installed, nothing comes from a network.
-gpu:  ## all that needs an NVIDIA GPU (SECTIONS="models train" MINUTES=9 RESULTS=DIR DEVICE=cpu)
-	$(PYTHON) -m benchmarks gpu --sections "$(SECTIONS)" --minutes $(MINUTES) \
-	  --device $(DEVICE) $(if $(RESULTS),--results "$(RESULTS)")
+gpu:  ## all that needs an NVIDIA GPU (PART=check|speed|more MINUTES=5 RESULTS=DIR STEPS="latency tune" TESTS="-k gate")
+	@$(PYTHON) -m benchmarks gpu $(if $(PART),--part $(PART)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(RESULTS),--results "$(RESULTS)") $(if $(STEPS),--steps "$(STEPS)") \
+	  $(if $(TESTS),--tests="$(TESTS)") $(GPU)
 
 build: $(VENV)/installed  ## the virtual environment with everything in it
 

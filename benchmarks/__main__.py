@@ -12,6 +12,7 @@ from pathlib import Path
 from effv2_kernels.cli.networks import NetworkError
 
 from . import compare, correctness, gpu, options, plots, readme, results, tuned, verdict
+from .measure import LOST, ContextLost
 from .options import Options
 from .quiet import MachineBusy
 from .suites import SUITES
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for done, name in enumerate(names):
         if len(names) > 1:
             print(f"== {name} ({done + 1} of {len(names)})", file=sys.stderr, flush=True)
-        measure(name, chosen.under(chosen.budget.share(len(names) - done)))
+        try:
+            measure(name, chosen.under(chosen.budget.share(len(names) - done)))
+        except ContextLost as lost:
+            print(f"benchmarks {name}: the GPU's context is lost {lost}", file=sys.stderr)
+            return LOST
     if everything:
         plots.draw(chosen.folder)
         plots.draw((chosen.out or results.FOLDER) / "static")
@@ -60,6 +65,8 @@ def measure(name: str, chosen: Options) -> None:
     except _ERRORS as error:
         print(f"benchmarks {name}: {error}", file=sys.stderr)
         chosen.failures.append(f"{name}: {error}")
+    except ContextLost:
+        raise
     except Exception as error:  # a bug: shown whole, but the other suites are run all the same
         traceback.print_exc()
         chosen.failures.append(f"{name}: {type(error).__name__}: {error}")

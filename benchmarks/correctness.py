@@ -17,13 +17,17 @@ import torch
 
 from effv2_kernels.cli.agreement import TINY
 from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.launch.off_tables import ENGINES
+from effv2_kernels.launch.op_numbers import OPS
 
 from . import results
 from .results import Row
 
 HELP = "what the GPU tests found: a verdict, and rows of the CSV file"
-_MOST_FAILURES = 16
 _WORST = 1e9
+# Characters of two messages that are the same: what comes behind is paths and numbers.
+_ALIKE = 120
+_NATIVE = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate")
 Record = dict[str, Any]
 
 
@@ -40,14 +44,15 @@ def command(arguments: argparse.Namespace) -> int:
     path = arguments.checks or Path(os.environ["EFFV2_CHECKS"])
     records = read(path)
     results.upsert(path.with_name("results.csv"), rows(records, torch.device(arguments.device)))
-    print(text(records))
+    print("\n".join([*groups(records), *failures(records)]))
     return int(not records or any(record["outcome"] == "failed" for record in records))
 
 
 def read(path: Path) -> list[Record]:
     """The records of a file, the last of each test; none if it does not exist."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return merged(json.loads(line) for line in lines)
+    lines = path.read_text().split("\n") if path.exists() else []
+    # Behind the last line end is nothing, or what a test was writing when it was killed.
+    return merged(json.loads(line) for line in lines[:-1])
 
 
 def merged(records: Iterable[Record]) -> list[Record]:
@@ -75,29 +80,55 @@ def rows(records: Iterable[Record], device: torch.device) -> Iterator[Row]:
         yield make(engine, "worst_error_over_pytorch", "", quantiles([max(map(_ratio, checks))]))
 
 
-def text(records: Sequence[Record], most: int | None = None) -> str:
-    """The verdict: a line for each op, engine and dtype, or for the ``most`` that err most beside
-    PyTorch; then one for each failure."""
-    lines = [f"{'op':<20} {'engine':<7} {'dtype':<9} {'outputs':>7} {'wrong':>6}  worst/PyTorch's"]
-    groups = _groups(records)
-    worst = {key: max(map(_ratio, checks)) for key, checks in groups.items()}
-    shown = set(sorted(worst, key=lambda key: -worst[key])[:most])
-    for (op, engine, dtype), checks in groups.items():
-        if (op, engine, dtype) not in shown:
-            continue
-        wrong, ratio = sum(not check["passed"] for check in checks) or "-", worst[op, engine, dtype]
-        lines.append(f"{op:<20} {engine:<7} {dtype:<9} {len(checks):>7} {wrong:>6}  {ratio:.3g}")
-    if rest := worst.keys() - shown:
-        least = max(worst[key] for key in rest)
-        lines.append(f"and {len(rest)} more, {least:.3g} at most")
+def groups(records: Iterable[Record]) -> list[str]:
+    """Under a heading, a line for each op, engine and dtype, those first that err most beside
+    PyTorch."""
+    lines = []
+    for (op, engine, dtype), checks in _groups(records).items():
+        wrong, worst = sum(not check["passed"] for check in checks), max(map(_ratio, checks))
+        line = f"{op:<20}{engine:<7}{dtype:<9}{len(checks):>5}{wrong or '-':>6}  {worst:.3g}"
+        lines.append((not wrong, -worst, line))
+    heading = f"{'op':<20}{'engine':<7}{'dtype':<9}{'right':>5}{'wrong':>6}  worst / PyTorch's"
+    return [heading, *(line for *_, line in sorted(lines))] if lines else []
+
+
+def failures(records: Sequence[Record]) -> list[str]:
+    """Under how many there are, a line for each test that failed, with its shape and figures; one
+    for all that came to no figures, for the same reason."""
     failed = [record for record in records if record["outcome"] == "failed"]
-    lines.append(f"{len(records)} tests, {len(failed)} failed")
-    for record in failed[:_MOST_FAILURES]:
-        name = record["test"].removeprefix("tests/gpu/")
-        lines.append(f"FAILED {name}: {_why(record)}"[:200])
-    if len(failed) > _MOST_FAILURES:
-        lines.append(f"and {len(failed) - _MOST_FAILURES} more")
-    return "\n".join(lines)
+    alike: dict[str, list[Record]] = {}
+    for record in failed:
+        wrong = any(not check["passed"] for check in record["checks"])
+        alike.setdefault(record["test"] if wrong else _why(record)[:_ALIKE], []).append(record)
+    lines = [f"{len(records)} tests, {len(failed)} failed"] if records else []
+    for first, *others in alike.values():
+        rest = f" and {len(others)} more" if others else ""
+        lines.append(f"FAILED {first['test'].removeprefix('tests/gpu/')}{rest}: {_why(first)}")
+    return lines
+
+
+def faulty(records: Iterable[Record], dtype: str = "bfloat16") -> dict[tuple[str, str], str]:
+    """What ``dtype`` is better computed without: (op, engine), with what its first failed test
+    found. Results that are wrong in another dtype only do not count; a test that failed without a
+    result does (it did not compile, hung, or broke the context), by the names that it has."""
+    found: dict[tuple[str, str], str] = {}
+    for record in records:
+        if record["outcome"] != "failed":
+            continue
+        wrong = [check for check in record["checks"] if not check["passed"]]
+        keys = [(c["op"], c["engine"]) for c in wrong if c["dtype"] == dtype]
+        for op, engine in keys if wrong else _named(record["test"]):
+            if op in OPS and engine in ENGINES:
+                found.setdefault((op, engine), _why(record))
+    return found
+
+
+def _named(test: str) -> Iterator[tuple[str, str]]:
+    """The op that a test's id names, and the engine: Triton where it says so or has no rival."""
+    op = max((op for op in OPS if op in test), key=len, default="")
+    if op:
+        triton = "triton" in test.replace("-effv2]", "") or op not in _NATIVE
+        yield op, "triton" if triton else "cuda"
 
 
 def _groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:

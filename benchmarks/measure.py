@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import math
 import sys
@@ -30,8 +31,14 @@ from .timing import WrongOutput
 
 Call = Callable[[], object]
 C = TypeVar("C", bound=Call)
+#: Exit status of a process whose GPU context is lost.
+LOST = 3
 _SAMPLE_SECONDS = 0.02
 _MOST_REPEATS = 1000
+
+
+class ContextLost(Exception):
+    """A kernel wrote where it must not, or worse: every later call of this process fails."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,25 @@ class Timed:
                     yield name, baseline, ratio
 
 
-def case(what: str, options: Options, measure: Callable[[], Iterable[Row]]) -> list[Row]:
+def case(
+    what: str,
+    options: Options,
+    measure: Callable[[], Iterable[Row]],
+    limit: float | None = None,
+) -> list[Row]:
     """The rows of one case, if there is time for it. Whatever goes wrong in it, but arguments that
-    make no sense, is shown, counted as a failure, and ends this case only."""
+    make no sense, is shown, counted as a failure, and ends this case only.
+
+    limit: seconds after which the process ends itself, with a traceback: on a GPU that does not
+    answer nothing else ends. Raises ContextLost.
+    """
     if not options.budget.allows(what):
         return []
-    torch._dynamo.reset()  # each case is compiled for its own shape, as a user's would be
+    if "torch._dynamo" in sys.modules:  # which takes seconds to import
+        torch._dynamo.reset()  # each case is compiled for its own shape, as a user's would be
+    if limit is not None:
+        print(f"begun: {what}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback_later(limit, exit=True)
     try:
         return list(measure())
     except (ValueError, NetworkError, MachineBusy):
@@ -71,7 +91,22 @@ def case(what: str, options: Options, measure: Callable[[], Iterable[Row]]) -> l
         options.failures.append(f"{what}: {type(error).__name__}: {error}")
         return []
     finally:
+        if limit is not None:
+            faulthandler.cancel_dump_traceback_later()
+        if options.on_gpu and context_is_lost():
+            raise ContextLost(f"after {what}")
         _free()
+
+
+def context_is_lost() -> bool:
+    """Whether this process had a CUDA context, and has none that works."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def build(

@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16", "autocast_float
 @dataclass(frozen=True)
 class Options:
     """What to measure. An empty tuple, or None, leaves the choice to the suite; a suite that is
-    run on a CPU then takes small sizes."""
+    run on a CPU, or ``small``, then takes small sizes."""
 
     device: torch.device
     models: tuple[str, ...] = ()
@@ -32,6 +32,7 @@ class Options:
     rounds: int | None = None
     threads: int | None = None
     quiet: bool = False
+    small: bool = False
     budget: Budget = Budget()
     out: Path | None = None
     #: What must not happen and did: wrong outputs, sections that failed.
@@ -40,6 +41,11 @@ class Options:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def full_size(self) -> bool:
+        """Whether sizes that are not given are those that tell something, as a GPU has time for."""
+        return self.on_gpu and not self.small
 
     @property
     def folder(self) -> Path:
@@ -74,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="repeat rounds in which other processes used more than 5 %% of the cores",
     )
     parser.add_argument(
+        "--small", action="store_true", help="on a GPU, too, the small sizes that a CPU is given"
+    )
+    parser.add_argument(
         "--time-budget", type=float, metavar="SECONDS", help="begin no case after that"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="for the CSV files and plots")
@@ -99,6 +108,7 @@ def parse(arguments: argparse.Namespace) -> Options:
         rounds=arguments.rounds,
         threads=arguments.threads,
         quiet=arguments.quiet,
+        small=arguments.small,
         budget=Budget(arguments.time_budget),
         out=arguments.out,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """The rows go into the results.csv beside the log. Exit status 1 if there are none."""
-    found = list(rows(arguments.log, arguments, torch.device(arguments.device)))
+    asked = arguments.model, arguments.resolution, arguments.batch
+    found = list(rows(arguments.log, torch.device(arguments.device), *asked))
     results.upsert(arguments.log.with_name("results.csv"), found)
     print(f"{len(found)} rows")
     return int(not found)
 
 
-def rows(log: Path, arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def rows(
+    log: Path,
+    device: torch.device,
+    model: str = "efficientnetv2_s",
+    resolution: int = 384,
+    batches: Sequence[int] = (128, 1),
+) -> Iterator[Row]:
     """Of each operator's shape: the fastest launch, and the one that the model of tiles chose."""
     times = read(log)
-    options = Options(device, models=(arguments.model,), resolution=arguments.resolution)
+    options = Options(device, models=(model,), resolution=resolution)
     for suite in SUITES:
         for case in operators.cases(suite, options):
-            for batch in arguments.batch:
+            for batch in batches:
                 task = task_of(case, batch)
                 if task not in times:
                     continue
@@ -71,9 +78,11 @@ def rows(log: Path, arguments: argparse.Namespace, device: torch.device) -> Iter
 
 
 def read(log: Path) -> dict[Task, list[float]]:
-    """Microseconds of each task's launches, that of the model's choice first."""
+    """Microseconds of each task's launches, that of the model's choice first; nothing if there is
+    no log."""
     found = {}
-    for line in log.read_text().splitlines():
+    # Behind the last line end is nothing, or what was being written when tuning was ended.
+    for line in log.read_text().split("\n")[:-1] if log.exists() else ():
         entry = json.loads(line)
         shape = selection.FAMILIES[entry["kernel"]].Shape(**entry["shape"])
         task = Task(entry["kernel"], shape, entry["kind"])

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import torch
 
@@ -38,14 +41,40 @@ def load() -> NativeStatus:
         return NativeStatus(False, "skipped: EFFV2_SKIP_NATIVE=1 is set", None)
     path = _FOLDER / "_ops.so"
     if not path.exists():
-        note = _FOLDER / "_not_built.txt"
-        why = note.read_text().strip() if note.exists() else "no working nvcc at build time"
-        return NativeStatus(False, f"not built: this is a pure-Python install ({why})", None)
+        return NativeStatus(False, f"not built: {_why_not_built()}", None)
     try:
         torch.ops.load_library(str(path))
     except Exception as error:  # whatever the loader says is the reason
         return NativeStatus(False, f"failed to load: {error}", path)
     return NativeStatus(True, "", path)
+
+
+def _why_not_built() -> str:
+    note, tree = _FOLDER / "_not_built.txt", _FOLDER.parent
+    if note.exists() or not (tree / "setup.py").exists():
+        why = note.read_text().strip() if note.exists() else "no working nvcc at build time"
+        return f"this is a pure-Python install ({why})"
+    build = "`python setup.py build_ext --inplace`"
+    shadowed = _installed_elsewhere()
+    if shadowed is not None:
+        return (
+            f"this is the source tree {tree}, which Python finds before the package installed in "
+            f"{shadowed}; run from another folder, or build here with {build}"
+        )
+    return f"this is the source tree {tree}, where nvcc was missing or {build} was not run"
+
+
+def _installed_elsewhere() -> Path | None:
+    """Another copy of the package that has the library: in a site folder, or the tree of an
+    editable installation."""
+    for found in metadata.distributions(name="effv2_kernels"):
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        editable = origin.get("dir_info", {}).get("editable", False)
+        root = unquote(urlparse(origin["url"]).path) if editable else str(found.locate_file(""))
+        folder = Path(root).resolve() / "effv2_kernels"
+        if folder != _FOLDER and (folder / "_ops.so").exists():
+            return folder
+    return None
 
 
 def build_info() -> dict[str, Any]:

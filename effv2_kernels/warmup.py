@@ -48,16 +48,21 @@ def warmup(
     if target is None and device.type != "cuda":
         raise RuntimeError(f"warmup: the model is on {device.type}; give the target to compile for")
     from .triton_ops._compile import compile_all, compile_for
-    from .triton_ops._launch import keep
+    from .triton_ops._launch import is_kept, keep
 
     here = device.type == "cuda" and target is None
     chosen = targets.of_device(device) if target is None else target
     instances = launches(model, sizes, chosen, dtype=dtype)
-    compile_all(instances, chosen, processes, progress)
-    if here:
-        with torch.cuda.device(device):
-            for instance in instances:
-                keep(instance, compile_for(instance, chosen), torch.cuda.current_device())
+    if not here:
+        compile_all(instances, chosen, processes, progress)
+        return len(instances)
+    with torch.cuda.device(device):
+        index = torch.cuda.current_device()
+        # What another model needed is there, and the processes that compile take seconds to start.
+        missing = [instance for instance in instances if not is_kept(instance, index)]
+        compile_all(missing, chosen, processes, progress)
+        for instance in missing:
+            keep(instance, compile_for(instance, chosen), index)
     return len(instances)
 
 

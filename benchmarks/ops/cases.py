@@ -332,3 +332,14 @@ SUITES: dict[str, Callable[[Placed], Case | None]] = {
     "project": _project,
     "head": _head,
 }
+#: The op that each measures.
+OP_OF = {
+    "depthwise": "depthwise_bias_act",
+    "expand_depthwise": "expand_depthwise",
+    "stem": "stem",
+    "gate": "squeeze_excite_gate",
+    "conv": "conv_bias_act",
+    "fused_mbconv": "fused_mbconv",
+    "project": "gated_project",
+    "head": "conv_act_pool",
+}

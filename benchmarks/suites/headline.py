@@ -43,7 +43,7 @@ def headline(options: Options) -> Iterator[list[Row]]:
     """The paper's ratios, then ours: each against the fastest way to run the other."""
     yield [row for claim in CLAIMS for row in _quoted(claim)]
     dtype = (options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)))[0]
-    pairs = dict.fromkeys((c.ours, c.other) for c in CLAIMS) if options.on_gpu else _SMALL
+    pairs = dict.fromkeys((c.ours, c.other) for c in CLAIMS) if options.full_size else _SMALL
     for names in pairs:
         ours, other = (find(name) for name in names)
         title = f"{ours.title} against {other.title}"
@@ -69,10 +69,10 @@ def _quoted(claim: Claim) -> Iterator[Row]:
 
 
 def _inference(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race:
-    batch = (options.batch or ((64,) if options.on_gpu else (1,)))[0]
+    batch = (options.batch or ((64,) if options.full_size else (1,)))[0]
     calls = {}
     for entry in (other, ours):
-        resolution = entry.resolution if options.on_gpu else 64
+        resolution = entry.resolution if options.full_size else 64
         model = networks.prepared(entry, resolution, options.device)
         images = torch.randn(batch, 3, resolution, resolution, device=options.device)
         names = options.impl or _INFERENCE[options.on_gpu]
@@ -82,10 +82,10 @@ def _inference(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race
 
 
 def _training(ours: Entry, other: Entry, dtype: str, options: Options) -> _Race:
-    batch = (options.batch or ((16,) if options.on_gpu else (2,)))[0]
+    batch = (options.batch or ((16,) if options.full_size else (2,)))[0]
     steps = {}
     for entry in (other, ours):
-        resolution = entry.train_resolution if options.on_gpu else 64
+        resolution = entry.train_resolution if options.full_size else 64
         model = training.trainable(entry)
 
         def make(name: str, model=model, resolution=resolution) -> training.Step:

@@ -22,7 +22,10 @@ from ..options import Options
 from ..results import Row
 from ..timing import WrongOutput
 
-BASELINES = ("eager_nchw", "eager_nhwc", "compile_default", "compile_reduce_overhead")
+BASELINES = (
+    *("eager_nchw", "eager_nhwc"),
+    *("compile_default", "compile_reduce_overhead", "compile_max_autotune"),
+)
 _IMAGES_CHECKED = 2
 _ON_GPU = tuple(n for n in INFERENCE if n not in ("compile_max_autotune", "compile_freezing"))
 _ON_CPU = ("eager_nchw", "eager_nhwc", "effv2")
@@ -30,7 +33,7 @@ _ON_CPU = ("eager_nchw", "eager_nhwc", "effv2")
 
 def models(options: Options) -> Iterator[list[Row]]:
     """Throughput, over batches."""
-    batches = options.batch or ((128, 32, 8, 1, 256) if options.on_gpu else (2,))
+    batches = options.batch or ((128, 32, 8, 1, 256) if options.full_size else (2,))
     yield from _cases("models", options, batches, (*OURS, *PEERS))
 
 
@@ -105,7 +108,7 @@ def _cases(
     suite: str, options: Options, batches: tuple[int, ...], known: tuple[str, ...]
 ) -> Iterator[list[Row]]:
     implementations.known(options.impl, INFERENCE)
-    names = options.models or (known if options.on_gpu else ("efficientnetv2_b0",))
+    names = options.models or (known if options.full_size else ("efficientnetv2_b0",))
     dtypes = options.dtype or (("bfloat16",) if options.on_gpu else ("float32",))
     # The batches of all networks before the next batch: what a short budget reaches is then even.
     for dtype in dtypes:
@@ -125,7 +128,7 @@ def _rows(suite: str, entry: Entry, batch: int, dtype: str, options: Options) ->
     title = f"{entry.title} at {resolution}, batch {batch}, {dtype}"
     names = (EAGER, *(options.impl or (_ON_GPU if options.on_gpu else _ON_CPU)))
     found = calls(model, images, title, dtype, tuple(dict.fromkeys(names)), options)
-    rounds = options.rounds or (21 if options.on_gpu else 5)
+    rounds = options.rounds or (21 if options.full_size else 5)
     timing = measure.latencies if suite == "latency" else measure.times
     timed = timing(found.calls, device, rounds)
     row = results.maker(

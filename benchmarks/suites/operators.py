@@ -44,7 +44,7 @@ def run(suite: str, options: Options) -> Iterator[list[Row]]:
         if dtype.startswith("autocast"):
             raise ValueError(f"--dtype {dtype}: an operator is measured in one dtype")
         every = cases(suite, options)
-        batches = options.batch or ((1, 128) if options.on_gpu else (1,))
+        batches = options.batch or ((1, 128) if options.full_size else (1,))
         for number, case in enumerate(every):
             if number % TOGETHER == 0 and options.on_gpu and options.budget.left() > 0:
                 target = targets.of_device(options.device)
@@ -52,16 +52,23 @@ def run(suite: str, options: Options) -> Iterator[list[Row]]:
             for batch in batches:
                 what = f"{suite} {case.name}, batch {batch}, {dtype}"
                 rows = partial(_case, suite, case, batch, dtype, options)
-                yield measure.case(what, options, rows)
+                yield measure.case(what, options, rows, _limit(options))
+
+
+def _limit(options: Options) -> float | None:
+    """Seconds for one case on a GPU, many times what it takes: torch.compile takes its time."""
+    if not options.on_gpu:
+        return None
+    return 600.0 if any(name.startswith("compile") for name in _names(options)) else 60.0
 
 
 def cases(suite: str, options: Options) -> list[Case]:
     if options.shape:
         return [of_text(suite, text) for text in options.shape]
     found = []
-    names = options.models or (NETWORKS if options.on_gpu else ("efficientnetv2_b0",))
+    names = options.models or (NETWORKS if options.full_size else ("efficientnetv2_b0",))
     for name in names:
-        resolution = options.resolution or (find(name).resolution if options.on_gpu else 64)
+        resolution = options.resolution or (find(name).resolution if options.full_size else 64)
         found += _blocks(name, resolution)
     return of_blocks(suite, found)
 
@@ -150,7 +157,7 @@ def _case(suite: str, case: Case, batch: int, dtype: str, options: Options) -> l
 
     with torch.inference_mode():
         calls = measure.build(_names(options), make, title, options.failures)
-        rounds = options.rounds or (31 if options.on_gpu else 7)
+        rounds = options.rounds or (31 if options.full_size else 7)
         timed = measure.times(calls, device, rounds)
     counts = {name: call.count for name, call in calls.items()}
     each = Timed({n: [s / counts[n] for s in found] for n, found in timed.seconds.items()})

@@ -50,9 +50,9 @@ def placement(options: Options) -> Iterator[list[Row]]:
     """Parameters and multiply-adds beside the paper's, then throughput; on a CPU only of the first
     two, whose stages are the smallest."""
     yield [row for paper, reading in _cases() for row in static_rows(paper, reading)]
-    resolution = options.resolution or (RESOLUTION if options.on_gpu else 64)
-    batch = (options.batch or ((128,) if options.on_gpu else (2,)))[0]
-    timed = list(_cases())[: None if options.on_gpu else 2]
+    resolution = options.resolution or (RESOLUTION if options.full_size else 64)
+    batch = (options.batch or ((128,) if options.full_size else (2,)))[0]
+    timed = list(_cases())[: None if options.full_size else 2]
     for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
         for paper, reading in timed:
             for what, rows in (("inference", _inference), ("training", _training)):
@@ -100,7 +100,7 @@ def _inference(
 ) -> list[Row]:
     title = _title(paper, reading)
     calls = _calls(lambda: create(paper, reading), title, resolution, batch, dtype, options)
-    timed = measure.times(calls, options.device, options.rounds or (11 if options.on_gpu else 3))
+    timed = measure.times(calls, options.device, options.rounds or (11 if options.full_size else 3))
     make = results.maker(
         options.device,
         suite="placement",
@@ -131,7 +131,7 @@ def _training(
 
     title = f"training {_title(paper, reading)}"
     steps = measure.build(_names(options), make, title, options.failures)
-    timed = measure.latencies(steps, device, options.rounds or (7 if options.on_gpu else 3))
+    timed = measure.latencies(steps, device, options.rounds or (7 if options.full_size else 3))
     row = results.maker(
         device,
         suite="placement",

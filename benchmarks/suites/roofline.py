@@ -46,10 +46,10 @@ def roofline(options: Options) -> Iterator[list[Row]]:
     for dtype in options.dtype or (("bfloat16",) if options.on_gpu else ("float32",)):
         if options.budget.allows(f"ceilings of {options.device}, {dtype}"):
             yield ceilings.rows(options.device, getattr(torch, dtype))
-        for name in names if options.models or options.on_gpu else ("efficientnetv2_b0",):
+        for name in names if options.models or options.full_size else ("efficientnetv2_b0",):
             entry = find(name, library)
-            resolution = options.resolution or (entry.resolution if options.on_gpu else 64)
-            for batch in options.batch or ((128,) if options.on_gpu else (1,)):
+            resolution = options.resolution or (entry.resolution if options.full_size else 64)
+            for batch in options.batch or ((128,) if options.full_size else (1,)):
                 if options.budget.allows(f"blocks of {entry.title}, batch {batch}, {dtype}"):
                     model = built.build(entry.name, library).model
                     case = f"{library} {entry.name}"
@@ -167,7 +167,7 @@ def _block_rows(
 
     with torch.inference_mode():
         calls = measure.build(names, make, first.name, options.failures)
-        timed = measure.times(calls, device, options.rounds or (15 if options.on_gpu else 5))
+        timed = measure.times(calls, device, options.rounds or (15 if options.full_size else 5))
     make_row = results.maker(
         device,
         suite="roofline",

@@ -163,7 +163,7 @@ def _train(entry: Entry, resolution: int, batch: int, dtype: str, options: Optio
 
     names = tuple(dict.fromkeys((EAGER, *(options.impl or _names(options)))))
     steps = measure.build(names, make, title, options.failures)
-    rounds = options.rounds or (11 if options.on_gpu else 3)
+    rounds = options.rounds or (11 if options.full_size else 3)
     parts = _times(steps, device, rounds)
     row = _row("train", entry, batch, resolution, dtype, device)
     rows = []
@@ -222,7 +222,7 @@ def trainable(entry: Entry) -> nn.Module:
 
 def _cases(options: Options) -> Iterator[tuple[Entry, str]]:
     implementations.known(options.impl, TRAINING)
-    names = options.models or (NETWORKS if options.on_gpu else ("efficientnetv2_b0",))
+    names = options.models or (NETWORKS if options.full_size else ("efficientnetv2_b0",))
     dtypes = options.dtype or (("autocast_bfloat16",) if options.on_gpu else ("float32",))
     for dtype in dtypes:
         for name in names:
@@ -236,7 +236,7 @@ def trained_in(dtype: str, options: Options) -> str:
 
 
 def _resolution(entry: Entry, options: Options) -> int:
-    return options.resolution or (entry.train_resolution if options.on_gpu else 64)
+    return options.resolution or (entry.train_resolution if options.full_size else 64)
 
 
 def _names(options: Options) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def _names(options: Options) -> tuple[str, ...]:
 
 
 def _batches(entry: Entry, resolution: int, dtype: str, options: Options) -> tuple[int, ...]:
-    if not options.on_gpu:
+    if not options.full_size:
         return (2,)
     largest = _largest_batch(entry, resolution, dtype, options.device)
     return tuple(dict.fromkeys((min(FIXED_BATCH, largest), largest)))

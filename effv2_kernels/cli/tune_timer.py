@@ -14,6 +14,7 @@ from ..launch.families import FAMILIES
 from ..launch.search import Rejected
 from ..launch.selection import Task, forced
 from ..launch.targets import Target
+from .agreement import relative_error
 
 _CALLS = 16  # in one graph
 _ROUNDS = 7
@@ -86,7 +87,7 @@ class GpuTimer:
                 found = _tuple(run(*self._inputs[0]))
                 torch.cuda.synchronize()
             except Exception as error:  # Triton's: out of resources, or a limit of the compiler
-                raise Rejected(str(error).splitlines()[0] if str(error) else repr(error)) from error
+                raise Rejected(" ".join(str(error).split())[:300] or repr(error)) from error
             self._check(found)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -97,7 +98,7 @@ class GpuTimer:
     def _check(self, found: tuple[Tensor, ...]) -> None:
         for ours, theirs in zip(found, self._reference, strict=True):
             if theirs.numel():
-                error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
+                error = relative_error(ours, theirs)
                 if not error <= _TOLERANCE:
                     raise Rejected(f"a wrong result: off by {error:.1e}")
 

@@ -141,15 +141,23 @@ def options(warps: int, stages: int) -> dict[str, Any]:
 
 def keep(instance: Instance, compiled: Any, device: int) -> None:
     """Load a compiled kernel on the current device, number ``device``, and let launches find it."""
+    compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
+    _COMPILED.setdefault(_key(instance, device), compiled)
+
+
+def is_kept(instance: Instance, device: int) -> bool:
+    return _key(instance, device) in _COMPILED
+
+
+def _key(instance: Instance, device: int) -> tuple:
+    """Under which ``launch`` looks for it."""
     kernel = getattr(importlib.import_module(instance.module), instance.kernel)
     values = tuple(value for _, value in instance.constants)
     specialised = (
         None if kind is None else int if kind == "i32" else _of_type(kind)
         for kind in instance.types
     )
-    compiled[(1, 1, 1)]  # a launcher, for which the kernel is loaded
-    key = (id(kernel), device, instance.warps, instance.stages, values, *specialised)
-    _COMPILED.setdefault(key, compiled)
+    return id(kernel), device, instance.warps, instance.stages, values, *specialised
 
 
 def _of_type(kind: str) -> tuple[torch.dtype, bool]:

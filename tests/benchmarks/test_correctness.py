@@ -105,7 +105,7 @@ def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record])
 
 
 def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
-    text = correctness.text(records)
+    text = "\n".join([*correctness.groups(records), *correctness.failures(records)])
     assert "20 tests, 7 failed" in text and len(text) < 6000
     assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
     assert "illegal memory access" in text
@@ -148,10 +148,25 @@ def test_the_verdict_of_a_whole_run(tmp_path: Path) -> None:
     found += rows("depthwise", "960x24x24, k3 s1", 128, "effv2", fast)
     found += rows("depthwise", "256x48x48, k3 s2", 128, "effv2", slow)
     results.upsert(tmp_path / "results.csv", found)
-    lines = verdict.text(tmp_path).splitlines()
-    assert "0.500 ms  8.00x eager_nhwc  4.00x default" in lines[0]
-    assert "256x48x48" in lines[2] and "40 % of its floor  0.80x eager_nhwc" in lines[2]
-    assert "960x24x24" in lines[3]
+    text = verdict.text(tmp_path)
+    networks, slower, floors = (part.splitlines() for part in text.split("\n\n"))
+    assert networks == [
+        "latency efficientnetv2_s batch 1 bfloat16 effv2_graph                  "
+        "0.500 ms  8.00x eager_nhwc  4.00x default"
+    ]
+    assert slower[0].startswith("1 of 2 operators' shapes are slower")
+    assert "256x48x48" in slower[1] and "90.0 us  0.80x eager_nhwc" in slower[1]
+    assert floors[1].startswith("depthwise batch 128 bfloat16, 2 shapes")
+    assert floors[1].split()[-7:-3] == ["40", "65", "90", "worst:"]
+    assert verdict.text(tmp_path, ["check"]) == networks[0]
+
+
+def test_only_the_rows_of_a_commit(tmp_path: Path) -> None:
+    make = results.maker(CPU, suite="models", case="timm b0", batch=1, resolution=9, dtype="bf16")
+    row = make("effv2", "latency_ms", "ms", results.quantiles([1.0]))
+    results.upsert(tmp_path / "results.csv", [row])
+    assert "models b0" in verdict.text(tmp_path, commit=row.commit)
+    assert verdict.text(tmp_path, commit="another") == ""
 
 
 def test_the_verdict_of_a_run_over_everything_is_short(tmp_path: Path) -> None:
@@ -179,9 +194,80 @@ def test_the_verdict_of_a_run_over_everything_is_short(tmp_path: Path) -> None:
         record = {"test": f"tests/gpu/test_triton_ops.py::test[{n}-{'k3' * 40}]", "message": ""}
         outcome = "passed" if n >= 60 else "failed"
         lines.append(json.dumps({**record, "outcome": outcome, "checks": [check]}))
-    (tmp_path / "checks.jsonl").write_text("\n".join(lines))
-    short, whole = verdict.text(tmp_path, verdict.SHORT), verdict.text(tmp_path)
-    assert len(short) < 10000 < 40000 < len(whole)
-    assert "900 tests, 60 failed" in short and "and 32 more, 3 at most" in short
-    assert "and 40 more\n" in short
-    assert short.splitlines()[-1] == "and 280 more, each 1.20x or more"
+    (tmp_path / "checks.jsonl").write_text("\n".join([*lines, ""]))
+    short, whole = verdict.text(tmp_path, limit=verdict.LIMIT), verdict.text(tmp_path)
+    assert len(short) <= verdict.LIMIT < 6000 and len(whole) > 20000
+    assert "900 tests, 60 failed" in short and short.count("\nFAILED ") > 8
+    assert short.count(" more") == 3  # of failures, groups and networks
+    assert "300 shapes" in short
+
+
+def test_a_section_is_cut_by_its_length_and_keeps_its_head() -> None:
+    long, short = ["heading", *(f"line {n:04d}" for n in range(99))], ["heading", "one", "two"]
+    failures = ["99 tests", *(f"FAILED {n:02d}" for n in range(99))]
+    assert verdict.fitted([long, short], None) == [long, short]
+    assert verdict.fitted([long, short], 100000) == [long, short]
+    cut, whole = verdict.fitted([long, short], 300)
+    assert whole == short and cut[0] == "heading" and cut[-1] == f"and {99 - len(cut[1:-1])} more"
+    assert 250 < sum(len(line) + 1 for line in (*cut, *whole)) + 2 <= 300
+    first, second = verdict.fitted([long, failures], 1000)
+    assert len("".join(second)) > 1.5 * len("".join(first))
+    assert [part[:2] for part in verdict.fitted([long, failures], 1)] == [long[:2], failures[:2]]
+
+
+def record(test: str, dtype: str = "", message: str = "", op: str = "stem") -> correctness.Record:
+    check = {"op": op, "engine": "cuda", "dtype": dtype, "case": "", "passed": False}
+    checks = [{**check, "error": 1.0, "pytorch": 0.1}] if dtype else []
+    return {"test": test, "outcome": "failed", "message": message, "checks": checks}
+
+
+@pytest.mark.parametrize(
+    ("found", "key"),
+    [
+        (record("tests/gpu/test_stem.py::test_x", "bfloat16"), ("stem", "cuda")),
+        (record("tests/gpu/test_stem.py::test_x", "float32"), None),
+        (record("tests/gpu/test_a.py::test_x", "bfloat16", op="network"), None),
+        (record("tests/gpu/test_depthwise_bias_act.py::t[1]"), ("depthwise_bias_act", "cuda")),
+        (record("tests/gpu/test_expand_depthwise.py::test_x"), ("expand_depthwise", "cuda")),
+        (record("tests/gpu/test_small.py::t[stem-torch.bfloat16-effv2]"), ("stem", "cuda")),
+        (
+            record("tests/gpu/test_small.py::t[stem-torch.bfloat16-effv2_triton]"),
+            ("stem", "triton"),
+        ),
+        (record("tests/gpu/test_small.py::t[fused_mbconv-x-effv2]"), ("fused_mbconv", "triton")),
+        (record("tests/gpu/test_triton_ops.py::t[tf32-stem]"), ("stem", "triton")),
+        (record("tests/gpu/test_capture.py::test_x"), None),
+    ],
+    ids=str,
+)
+def test_what_is_faulty(found: correctness.Record, key: tuple[str, str] | None) -> None:
+    assert list(correctness.faulty([found])) == ([key] if key else [])
+    assert correctness.faulty([{**found, "outcome": "passed"}]) == {}
+
+
+def test_tests_are_named_after_their_op() -> None:
+    """By which a test that leaves no figures is counted."""
+    from effv2_kernels.launch.op_numbers import OPS
+
+    named = {path.stem.removeprefix("test_") for path in (ROOT / "tests/gpu").glob("test_*.py")}
+    about_all = {"capture", "small", "triton_models", "triton_ops"}
+    assert named - about_all <= set(OPS)
+
+
+def test_failures_alike_share_a_line() -> None:
+    reason = "PTXASError: refused " + "x" * 150
+    found = [record(f"tests/gpu/a.py::t[{n}]", message=f"{reason}, /tmp/{n}.ptx") for n in "abc"]
+    found.append(record("tests/gpu/b.py::t", message="another"))
+    assert correctness.failures(found) == [
+        "4 tests, 4 failed",
+        f"FAILED a.py::t[a] and 2 more: {reason}, /tmp/a.ptx",
+        "FAILED b.py::t: another",
+    ]
+
+
+def test_what_was_being_written_when_all_was_killed_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "checks.jsonl"
+    whole = [json.dumps(record(f"tests/gpu/a.py::t[{n}]", "bfloat16")) for n in range(3)]
+    path.write_text("\n".join(whole)[:-5])
+    assert [r["test"] for r in correctness.read(path)] == [json.loads(w)["test"] for w in whole[:2]]
+    assert correctness.read(tmp_path / "nothing.jsonl") == []

@@ -1,7 +1,8 @@
-"""``make gpu`` whole, with the CPU in the place of the GPU; and what it does when things fail."""
+"""What ``make gpu`` does with its time and when things fail; tests/fake_gpu runs the whole."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,33 +12,24 @@ import pytest
 import torch
 
 from benchmarks import gpu, results
-from benchmarks.__main__ import main
-from benchmarks.gpu import Run, Section, Step
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.gpu import run as runner
+from benchmarks.gpu.parts import PARTS, Step
+from benchmarks.gpu.run import Run, after_crash, architecture
+from benchmarks.ops import cases
+from benchmarks.suites import SUITES, operators
 
-PRINT = Step(("-c", "print('hello')"), budgeted=False)
-FAIL = Step(("-c", "print('what went wrong'); raise SystemExit(3)"), budgeted=False)
+STEPS = {(part, step.name): step for part in PARTS for step in PARTS[part]}
+VALUES = {"folder": "/out", "scratch": "/scratch", "seconds": "30", "minutes": "0.50"}
 
 
-@pytest.mark.slow
-def test_the_whole_rehearsal(tmp_path: Path) -> None:
-    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}", "DEVICE=cpu"]
-    done = subprocess.run(
-        [*command, "MINUTES=8", f"RESULTS={tmp_path}"],
-        cwd=gpu.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    for section in gpu.SECTIONS:
-        assert f"ok      {section.name}: " in done.stdout
-    rows = results.read(tmp_path / "results.csv")
-    suites = {"ceilings", "roofline", "models", "latency", "depthwise", "expand_depthwise", "stem"}
-    suites |= {"gate", "conv", "fused_mbconv", "project", "head", "train", "memory", "placement"}
-    assert suites | {"headline"} == {row.suite for row in rows}
-    # Six at most, with the GPU tests' checks.jsonl: some machines bring few files back.
-    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    table = "nvidia_h200.json"  # for which tuning was rehearsed
-    assert files == {"results.csv", "static/counts.csv", "log.txt", table, "tuning.jsonl"}
+def python(name: str, code: str, **options) -> Step:
+    """A step of a Python that runs ``code``, in which a space is a plus sign."""
+    return Step(name, (f"-c exec({code.replace(' ', '+')!r}.replace('+',chr(32)))",), **options)
+
+
+PRINT = python("print", "print('hello')")
+FAIL = python("fail", "print('what went wrong'); raise SystemExit(3)")
 
 
 @pytest.fixture
@@ -45,125 +37,209 @@ def lines() -> list[str]:
     return []
 
 
-def runner(tmp_path: Path, lines: list[str], minutes: float = 1.0, device: str = "cpu") -> Run:
-    return Run(tmp_path, device, minutes, lines.append)
+@pytest.fixture
+def run(tmp_path: Path, lines: list[str]) -> Run:
+    return Run(tmp_path / "results", lines.append)
 
 
-def test_a_failure_does_not_stop_the_next(tmp_path: Path, lines: list[str]) -> None:
-    run = runner(tmp_path, lines)
-    run.section(Section("first", 1, (FAIL, PRINT)), 1)
-    assert [line.split()[0] for line in lines] == ["FAILED", "ok"]
+def test_a_failure_does_not_stop_the_next(run: Run, lines: list[str]) -> None:
+    run.part("check", (FAIL, PRINT), 60)
+    assert [line.split()[:3] for line in lines] == [
+        ["FAILED", "check", "fail:"],
+        ["ok", "check", "print"],
+    ]
     assert "exit status 3" in lines[0] and "what went wrong" in lines[0]
     assert len(run.failed) == 1
     log = run.log.read_text()
     assert "hello" in log and "what went wrong" in log
 
 
+def test_only_some_steps(tmp_path: Path, lines: list[str]) -> None:
+    Run(tmp_path, lines.append, only=["print"]).part("check", (FAIL, PRINT), 60)
+    assert [line.split()[0] for line in lines] == ["ok"]
+
+
 def test_what_a_step_prints_is_not_cut_off(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pytest shortens what was wrong to the terminal's width, which a pipe has not."""
     monkeypatch.setenv("COLUMNS", "80")
     failing = tmp_path / "test_planted.py"
     words = "error 4.0e-5, PyTorch's 1.6e-5 " * 6
     failing.write_text(f"def test_planted():\n    raise ValueError({words!r})\n")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)  # where it runs: a short path
-    command = [sys.executable, "-m", "pytest", "-q", failing.name]
-    status, tail = runner(tmp_path / "out", lines)._execute(command, 60.0)
-    assert status == 1 and f"ValueError: {words}".strip() in tail.splitlines()[-2]
+    monkeypatch.setattr(runner, "ROOT", tmp_path)  # where it runs: a short path
+    run.part("check", (Step("pytest", (f"-m pytest -q {failing.name}",)),), 60)
+    assert f"ValueError: {words}".strip() in run.log.read_text()
 
 
-def test_latency_is_measured_before_what_can_take_any_time() -> None:
-    """In a section of its own, so that nothing before it in a section eats its time."""
-    names = [section.name for section in gpu.SECTIONS]
-    assert names.index("latency") < names.index("models") < names.index("train")
-    (step,) = gpu.SECTIONS[names.index("latency")].steps
-    assert step.arguments[2:] == ("latency",) and not {"models"} & set(step.arguments)
-
-
-def test_a_section_that_takes_too_long_leaves_the_next_its_least(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_step_gets_its_share_and_leaves_the_next_their_least(
+    run: Run, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A share of what is left then, and 15 seconds at least for each of its steps."""
-    now, seconds = [1000.0], []
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
-    run = runner(tmp_path, lines)
-    run.end = now[0] + 100
+    now, seen = [1000.0], []
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
 
-    def step(name: str, step: Step, limit: float) -> None:
-        seconds.append((name, limit))
-        now[0] += 55 if name == "first" else 10
+    def step(part: str, step: Step, seconds: float, limit: float) -> None:
+        seen.append((step.name, round(seconds), round(limit)))
+        now[0] += 70 if step.name == "first" else 10
 
     run.step = step  # type: ignore[method-assign]
-    for name, share, ahead in (("first", 4, 12), ("latency", 1, 8), ("models", 7, 7)):
-        run.section(Section(name, share, (PRINT,)), ahead)
-    assert seconds[0] == ("first", pytest.approx(100 * 4 / 12))
-    assert seconds[1] == ("latency", 15.0)  # an eighth of 45 would be 5.6
-    assert seconds[2] == ("models", pytest.approx(35))
+    steps = [Step("first", (), share=2), Step("second", (), least=15), Step("third", (), share=7)]
+    run.part("check", steps, 104)
+    # Of 100 seconds: a fifth, and all but what is kept; then an eighth of 30, but its least.
+    assert seen == [("first", 20, 75), ("second", 15, 20), ("third", 20, 20)]
+    now[0] = 1000.0
+    run.part("check", [Step("late", (), least=20), Step("later", ())], 14)
+    assert lines == ["FAILED  check late: not run, for the time is used up"] and len(seen) == 4
 
 
-def test_what_there_is_no_time_for_fails(tmp_path: Path, lines: list[str]) -> None:
-    run = runner(tmp_path, lines, minutes=0.0)
-    run.section(Section("late", 1, (PRINT,)), 1)
-    assert "not run, for the time is used up" in lines[0] and run.failed
-
-
-def test_what_hangs_is_ended(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+def test_what_hangs_is_ended_with_its_children(
+    run: Run, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runner(tmp_path, lines)
-    hang = [sys.executable, "-c", "import time; print('hanging', flush=True); time.sleep(60)"]
-    status, tail = run._execute(hang, 2.0)
-    assert status == 124 and "hanging" in tail
-
-
-def test_what_hangs_is_ended_with_its_children(tmp_path: Path, lines: list[str]) -> None:
     note = tmp_path / "pid"
-    child = "import time; time.sleep(60)"
-    parent = (
-        f"import pathlib, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}])"
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
+        "print('hanging', flush=True); child.wait()\n"
     )
-    parent += f"; pathlib.Path({str(note)!r}).write_text(str(p.pid)); p.wait()"
-    runner(tmp_path / "out", lines)._execute([sys.executable, "-c", parent], 3.0)
+    run.step("check", Step("hang", (str(script),)), 3.0, 3.0)
+    assert "ended at its time limit" in lines[0] and "hanging" in lines[0]
     time.sleep(0.2)
     state = Path(f"/proc/{note.read_text()}/stat")
     assert not state.exists() or state.read_text().rpartition(") ")[2].startswith("Z")
 
 
-def test_without_a_sanitizer_the_section_fails_on_a_gpu_only(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_suite_that_is_ended_in_its_midst_is_the_only_one_that_is_lost(
+    run: Run, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: None)
-    step = Step(PRINT.arguments, budgeted=False, sanitizer="memcheck")
-    runner(tmp_path, lines, device="cuda").step("sanitizer", step, 10)
-    runner(tmp_path, lines, device="cpu").step("sanitizer", step, 10)
+    """A kernel breaks the context, or hangs until the suite's watchdog: the process is gone."""
+    program = tmp_path / "suites.py"
+    program.write_text(
+        "import sys\nnames = [n for n in sys.argv[1:] if n[0] != '-']\n"
+        "for k, name in enumerate(names):\n"
+        "    print(f'== {name} ({k + 1} of {len(names)})')\n"
+        "    print(f'begun: {name} 8x8')\n"
+        "    if name == 'gate': raise SystemExit(3)\n"
+        "    print('measured', name)\n"
+    )
+    step = Step("operators", (f"{program} stem gate conv head --rounds",))
+    run.step("speed", step, 60, 60)
+    assert lines[0].startswith("FAILED  speed operators: exit status 3 in gate 8x8")
+    assert lines[1].startswith("ok      speed operators")
+    log = run.log.read_text()
+    assert [name for name in ("stem", "gate", "conv", "head") if f"measured {name}" in log] == [
+        *("stem", "conv", "head")
+    ]
+
+
+def test_what_is_left_after_a_crash() -> None:
+    command = ["python", "-m", "benchmarks", "stem", "gate", "head", "--rounds", "7"]
+    in_the_second = "== stem (1 of 3)\n== gate (2 of 3)\n"
+    assert after_crash([command], 3, in_the_second) == [
+        ["python", "-m", "benchmarks", "head", "--rounds", "7"]
+    ]
+    assert after_crash([command], 0, in_the_second) == []
+    assert after_crash([command], 1, in_the_second + "== head (3 of 3)\n") == []
+    assert after_crash([command], 1, "no module named benchmarks") == []
+
+
+def record(test: str, *checks: tuple[str, str, str], message: str = "") -> str:
+    noted = [
+        {"op": o, "engine": e, "dtype": d, "case": "", "error": 1, "pytorch": 0, "passed": False}
+        for o, e, d in checks
+    ]
+    found = {"test": test, "outcome": "failed", "message": message, "checks": noted}
+    return json.dumps(found) + "\n"
+
+
+def test_what_failed_its_tests_is_neither_measured_nor_in_a_network(run: Run) -> None:
+    run.checks.write_text(
+        record("tests/gpu/test_stem.py::test_x", ("stem", "cuda", "bfloat16"))
+        + record("tests/gpu/test_y.py::test_y", ("gated_project", "triton", "tf32"))
+        + record("tests/gpu/test_triton_ops.py::test_z[conv_act_pool]", message="refused")
+        + record("tests/gpu/test_triton_models.py::test_n", ("network", "cuda", "bfloat16"))
+    )
+    assert set(run.wrong()) == {("stem", "cuda"), ("conv_act_pool", "triton")}
+    step = STEPS["speed", "operators"]
+    (words,) = step.words(False, VALUES)
+    command = run._command(step, words)
+    assert "project" in command and not {"stem", "head"} & set(command)
+    assert run._environment(step)["EFFV2_DISABLE"] == "none"
+    network = run._environment(STEPS["speed", "models"])["EFFV2_DISABLE"]
+    assert network == "stem:cuda,conv_act_pool:triton"
+    sanitized = STEPS["more", "memcheck"]
+    (words,) = sanitized.words(False, VALUES)
+    assert run._command(sanitized, words)[-2:] == ["-k", "stem or conv_act_pool"]
+
+
+def test_with_nothing_wrong_a_network_is_measured_as_users_have_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EFFV2_DISABLE", raising=False)
+    assert "EFFV2_DISABLE" not in run._environment(STEPS["check", "latency"])
+    assert run._environment(STEPS["check", "tests"])["EFFV2_DISABLE"] == "none"
+
+
+def test_the_end_of_a_step_that_prints_megabytes_is_kept(run: Run, lines: list[str]) -> None:
+    step = python("talk", "print('begin'); print('x' * 3000000); print('end'); raise SystemExit(1)")
+    run.part("check", (step, PRINT), 60)
+    log = run.log.read_text()
+    assert len(log) < 200_000 and "bytes were cut out" in log
+    assert "begin" in log and log.index("end\n") < log.index("hello")
+    assert lines[0].endswith("end")
+
+
+def test_without_a_sanitizer_its_step_fails(
+    run: Run, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.shutil, "which", lambda name, path=None: None)
+    run.step("more", Step("memcheck", ("-c 0",), sanitizer="memcheck"), 10, 10)
     assert "no compute-sanitizer" in lines[0] and lines[0].startswith("FAILED")
-    assert lines[1].startswith("ok")
 
 
 def test_the_sanitizer_is_put_before_the_command(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "as $@"\n')
+    tool.write_text('#!/bin/sh\necho "as $@, caching off: $PYTORCH_NO_CUDA_MEMORY_CACHING"\n')
     tool.chmod(0o755)
-    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: str(tool))
-    run = runner(tmp_path / "out", lines, device="cuda")
-    run.step("sanitizer", Step(PRINT.arguments, budgeted=False, sanitizer="racecheck"), 10)
+    monkeypatch.setattr(runner.shutil, "which", lambda name, path=None: str(tool))
+    run.step("more", Step("racecheck", ("-c 0",), sanitizer="racecheck"), 10, 10)
     assert lines[0].startswith("ok")
-    assert "as --tool racecheck --error-exitcode 1" in run.log.read_text()
+    log = run.log.read_text()
+    assert "as --tool racecheck --error-exitcode 1" in log and "caching off: 1" in log
 
 
-def test_every_section_names_suites_and_tests_that_exist() -> None:
-    from benchmarks.__main__ import COMMANDS
-    from benchmarks.suites import SUITES
+def test_every_step_names_what_exists() -> None:
+    """Suites, commands, tests, networks and implementations; nothing is left to be filled in."""
+    for step in STEPS.values():
+        assert len(step.sizes) == len(step.commands)
+        for small in (False, True):
+            for words in step.words(small, VALUES):
+                assert not any("{" in word for word in words)
+                if words[:2] == ["-m", "benchmarks"]:
+                    named = words[2 : next(n for n, w in enumerate(words) if w.startswith("--"))]
+                    assert named and set(named) <= set(SUITES) | set(COMMANDS)
+                    parsed = subprocess.list2cmdline(words)
+                    assert "--time-budget 30" in parsed
+                elif words[:2] == ["-m", "pytest"]:
+                    assert (runner.ROOT / words[2]).exists()
 
-    for section in gpu.SECTIONS:
-        for step in section.steps:
-            if step.arguments[:2] == ("-m", "benchmarks"):
-                assert set(step.arguments[2:]) <= set(SUITES) | set(COMMANDS)
-            elif step.arguments[1] == "pytest":
-                assert (gpu.ROOT / step.arguments[2]).exists()
+
+def test_latency_comes_before_what_can_take_any_time() -> None:
+    """A batch of one is what people feel: time is kept for it whatever the tests take."""
+    names = [step.name for step in PARTS["check"]]
+    assert names.index("latency") == len(names) - 1
+    assert STEPS["check", "latency"].least >= 45
+    for part in PARTS:
+        assert sum(step.least for step in PARTS[part]) < 60 * gpu.MINUTES
+
+
+def test_the_op_of_each_suite() -> None:
+    assert set(cases.OP_OF) == set(cases.SUITES)
+    for suite, op in cases.OP_OF.items():
+        assert {case.op for case in operators.in_networks(suite).values()} == {op}
 
 
 def test_a_run_without_the_native_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,19 +251,18 @@ def test_a_run_without_the_native_library_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_picture_that_fails_does_not_end_the_run(
-    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(folder: Path) -> None:
         raise ImportError("no matplotlib")
 
     monkeypatch.setattr(gpu.plots, "draw", fail)
-    run = runner(tmp_path, lines)
-    run.pictures()
-    assert "no matplotlib" in lines[0] and run.failed
+    gpu._draw(run)
+    assert run.failed == ["plots: ImportError: no matplotlib"]
 
 
 def test_the_architecture_of_a_gpu() -> None:
-    assert [gpu.architecture(c) for c in [(8, 0), (9, 0), (10, 0), (12, 0)]] == [
+    assert [architecture(c) for c in [(8, 0), (9, 0), (10, 0), (12, 0)]] == [
         "80",
         "90a",
         "100",
@@ -196,7 +271,46 @@ def test_the_architecture_of_a_gpu() -> None:
 
 
 def test_arguments_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["gpu", "--sections", "magic", "--device", "cpu"]) == 2
+    assert main(["gpu", "--steps", "magic"]) == 2
+    assert main(["gpu", "--part", "check", "--steps", "tune"]) == 2
+    assert "no step tune" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["gpu"]) == 2
         assert "no CUDA GPU" in capsys.readouterr().err
+
+
+def test_a_case_that_does_not_end_ends_its_process_and_says_where(tmp_path: Path) -> None:
+    code = (
+        "import time, torch\n"
+        "from benchmarks import measure\nfrom benchmarks.options import Options\n"
+        "options = Options(torch.device('cpu'))\n"
+        "assert measure.case('quick', options, lambda: [1], limit=60.0) == [1]\n"
+        "def hang(): time.sleep(60)\n"
+        "measure.case('stem 8x8', options, hang, limit=1.0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=runner.ROOT, timeout=50
+    )
+    assert done.returncode == 1
+    assert "begun: stem 8x8" in done.stderr and "in hang" in done.stderr
+
+
+def test_a_lost_context_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every later case of it would fail; whoever runs it goes on with the next suite."""
+    from benchmarks import measure
+
+    calls = []
+
+    def lose(options):
+        calls.append(1)
+        raise measure.ContextLost("after a case")
+        yield
+
+    for name in ("stem", "gate"):
+        suite = SUITES[name]
+        monkeypatch.setitem(SUITES, name, type(suite)(name, "", lose))
+    assert main(["stem", "gate", "--device", "cpu", "--out", str(tmp_path)]) == measure.LOST
+    assert calls == [1] and "context is lost after a case" in capsys.readouterr().err
+    assert results.read(tmp_path / "results.csv") == []

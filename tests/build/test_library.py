@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -178,3 +179,40 @@ def test_no_library_is_a_reason(tmp_path: Path) -> None:
     )
     expected = "not built: this is a pure-Python install (no working nvcc at build time)"
     assert native_in_new_process(code) == expected
+
+
+@pytest.mark.parametrize("how", ["not at all", "in a site folder", "editable"])
+def test_a_source_tree_says_which_installation_it_hides(how: str, tmp_path: Path) -> None:
+    """In a clone, Python finds the sources in the current folder before what is installed."""
+    source, (tree, site, other) = Path(effv2_kernels.__file__).parent, (
+        tmp_path / name for name in ("clone", "site", "other")
+    )  # fmt: skip
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(source, tree / "effv2_kernels", ignore=ignored)
+    (tree / "setup.py").touch()
+    information = site / "effv2_kernels-0.1.0.dist-info"
+    installed = (other if how == "editable" else site) / "effv2_kernels"
+    for folder in (information, installed):
+        folder.mkdir(parents=True)
+    if how != "not at all":
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: effv2_kernels\n")
+        (installed / "_ops.so").touch()
+    if how == "editable":
+        origin = {"url": other.as_uri(), "dir_info": {"editable": True}}
+        (information / "direct_url.json").write_text(json.dumps(origin))
+    # Without the installation of these tests: it is editable, too.
+    code = (
+        "import sys, runpy; from importlib import metadata\n"
+        "find = metadata.Distribution.discover\n"
+        f"metadata.distributions = lambda **k: find(path=[{str(site)!r}])\n"
+        "from effv2_kernels import _native; print(_native.load().reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=True
+    )
+    assert str(tree) in done.stdout and "setup.py build_ext --inplace" in done.stdout
+    if how == "not at all":
+        assert "nvcc was missing or" in done.stdout
+    else:
+        assert f"finds before the package installed in {installed};" in done.stdout
+        assert "run from another folder" in done.stdout

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import correctness
+from benchmarks.measure import context_is_lost
 from tests.gpu import verdicts
 
 LIMIT_SECONDS = 60
@@ -54,6 +56,17 @@ def tf32_as_it_was() -> Iterator[None]:
         pytest.fail(f"allow_tf32 of cuDNN and of matmul was {before}, and is left {after}")
 
 
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """PyTorch rounds no operand of its own to TF32. (Not by monkeypatch, which deletes what it
+    finds in no ``__dict__``: these switches live elsewhere.)"""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo
@@ -70,19 +83,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool]:
     """After an illegal access every later call of this process fails. A worker that is left in that
     state ends itself once its report is sent, and pytest-xdist puts a new one in its place."""
     done = yield
-    if _is_ours(item.nodeid) and os.environ.get("PYTEST_XDIST_WORKER") and _context_is_dead():
+    if _is_ours(item.nodeid) and os.environ.get("PYTEST_XDIST_WORKER") and context_is_lost():
         os._exit(3)
     return done
-
-
-def _context_is_dead() -> bool:
-    if not torch.cuda.is_initialized():
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -109,15 +112,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _RECORDS:
         terminalreporter.section("verdict")
-        terminalreporter.write_line(correctness.text(correctness.merged(_RECORDS)))
+        found = correctness.merged(_RECORDS)
+        lines = [*correctness.groups(found), *correctness.failures(found)]
+        terminalreporter.write_line("\n".join(lines))
 
 
 def _message(report: pytest.TestReport) -> str:
-    """What was wrong, on one line."""
+    """What was wrong, on one line, which begins with the exception's bare name."""
     if not report.failed:
         return ""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return " ".join(str(crash.message if crash else report.longrepr).split())[:300]
+    words = " ".join(str(crash.message if crash else report.longrepr).split())
+    return re.sub(r"^(\w+\.)+(?=\w+:)", "", words)[:300]
 
 
 def _is_ours(nodeid: str) -> bool:

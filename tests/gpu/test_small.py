@@ -20,8 +20,7 @@ pytestmark = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", cases.OPS)
 @torch.no_grad()
-def test_an_op(op: str, dtype: torch.dtype, namespace: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_an_op(op: str, dtype: torch.dtype, namespace: str, full_precision: None) -> None:
     channels = (3, 24) if op == "stem" else (8, 24)  # for which each kernel is the one that runs
     made = cases.arguments(op, dtype=dtype, channels=channels)
     if op == "stem":

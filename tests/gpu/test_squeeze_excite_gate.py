@@ -36,8 +36,7 @@ GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
 
 
 @pytest.fixture(autouse=True)
-def _full_precision_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def _full_precision_reference(full_precision: None) -> None:
     torch.manual_seed(0)
 
 

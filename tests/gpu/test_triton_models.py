@@ -35,9 +35,8 @@ def network(name: str = "efficientnetv2_b0", dtype: torch.dtype = torch.bfloat16
 @pytest.mark.parametrize("name", ["efficientnetv2_b0", "efficientnetv2_s", "efficientnet_b0"])
 @torch.no_grad()
 def test_a_network_equals_the_reference(
-    name: str, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, backend: str, full_precision: None
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, x = network(name, dtype), torch.randn(8, 3, 129, 160, device="cuda", dtype=dtype)
     report = ek.patch(copy.deepcopy(model), backend=backend, strict=True)
     assert report.coverage > 0.99 and (backend == "auto" or report.backend == backend)
