@@ -48,6 +48,8 @@ class Step:
 
 
 _SMALL = "--small --rounds 2"
+# Of many cases that are alike the first ones.
+_BRIEF = f"{_SMALL} --time-budget 6"
 _SUITES = "-m benchmarks {} --device cuda --out {{folder}} --time-budget {{seconds}}"
 
 
@@ -58,10 +60,11 @@ def _suites(
     share: float = 1.0,
     least: float = 10.0,
     kernels: bool = False,
+    small: str = _SMALL,
 ) -> Step:
     """Measures; begins no case when its time is over. suites: with the implementations."""
     command = _SUITES.format(suites)
-    return Step(name, (command,), (sizes,), _SMALL, share, least, kernels)
+    return Step(name, (command,), (sizes,), small, share, least, kernels)
 
 
 def _primed(calls: Sequence[tuple[str, str]]) -> Step:
@@ -110,16 +113,16 @@ PARTS: dict[str, tuple[Step, ...]] = {
             ("-m effv2_kernels tune --output {folder} --log {folder}/tuning.jsonl "
              "--minutes {minutes}",),
             ("--sizes 384 --batch 128 --candidates 4",),
-            "--model efficientnetv2_b0 --sizes 64 --batch 1 --candidates 2 --minutes 0.3",
+            "--model efficientnetv2_b0 --sizes 64 --batch 1 --candidates 2 --minutes 0.2",
             3, kernels=True,
         ),
         _suites("train", "train", "", share=2),
         _suites("memory", "memory", ""),
         _suites("large", f"latency models {_COMPILED}", f"{_LARGE} --batch 1 128", share=3),
-        _suites("placement", "placement", ""),
+        _suites("placement", "placement", "", small=_BRIEF),
         _suites("headline", "headline", "", share=2),
         _suites("autotuned", f"latency models {_TUNED}", f"{_S} --batch 1 128", share=3),
-        _suites("roofline", "roofline", _S),
+        _suites("roofline", "roofline", _S, small=_BRIEF),
         _sanitized("racecheck"),
         _sanitized("initcheck"),
     ),

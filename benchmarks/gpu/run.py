@@ -60,7 +60,7 @@ class Run:
             left = end - time.monotonic()
             kept = sum(later.least for later in steps[number + 1 :])
             limit = left - kept
-            if limit <= 0 or left <= 0:
+            if limit <= 0:
                 self._failure(f"{name} {step.name}: not run, for the time is used up")
                 continue
             shares = sum(later.share for later in steps[number:])
@@ -145,16 +145,11 @@ class Run:
             log.flush()
             try:
                 for command in commands:
-                    running.append(
-                        subprocess.Popen(
-                            command,
-                            cwd=ROOT,
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                            env=environment,
-                            start_new_session=True,
-                        )  # fmt: skip
-                    )
+                    process = subprocess.Popen(
+                        command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                        start_new_session=True,
+                    )  # fmt: skip
+                    running.append(process)
                 end = time.monotonic() + limit
                 status = max(abs(p.wait(max(0.0, end - time.monotonic()))) for p in running)
             except subprocess.TimeoutExpired:
@@ -172,7 +167,8 @@ class Run:
         if step.name == "tune":
             network = ("efficientnetv2_b0", 64, (1,)) if self.small else ("efficientnetv2_s",)
             rows += tuned.rows(self.folder / "tuning.jsonl", torch.device("cuda"), *network)
-        results.upsert(self.folder / "results.csv", rows)
+        if rows:
+            results.upsert(self.folder / "results.csv", rows)
 
     def _failure(self, text: str) -> None:
         self.failed.append(text.partition("\n")[0])

@@ -7,6 +7,8 @@ JSON object a line after the architecture's line: the worker of ``compile_all``.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -16,7 +18,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, astuple
+from pathlib import Path
 from typing import Any
 
 from ..launch.targets import Target
@@ -99,9 +102,11 @@ def compile_all(
     progress: Callable[[int, int], None] | None = None,
     tolerant: bool = False,
 ) -> None:
-    """Compile instances in parallel processes. progress: called with how many are done, and of how
-    many. Raises RuntimeError with the compiler's words if one fails, unless it is ``tolerant``:
-    what does not compile is then left for the launch to find out."""
+    """Compile instances in parallel processes, without those that were before. progress: called
+    with how many are done, and of how many. Raises RuntimeError with the compiler's words if one
+    fails, unless it is ``tolerant``: what does not compile is then left for the launch to find
+    out."""
+    instances = [instance for instance in instances if not _note(instance, target).exists()]
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
     shares = [instances[first::count] for first in range(count)] if instances else []
     with ExitStack() as stack:
@@ -116,6 +121,26 @@ def compile_all(
             failures += worker.failure()
     if failures and not tolerant:
         raise RuntimeError(f"a Triton kernel does not compile for {target.name}:\n{failures[0]}")
+
+
+def _note(instance: Instance, target: Target) -> Path:
+    """A file in Triton's cache which says that the kernel is there. To ask Triton takes a process
+    that has imported it, and to start one takes seconds; a note that outlives its kernel costs no
+    more than a compilation later."""
+    import triton
+
+    what = (*astuple(instance), target.name, target.capability, _sources(), triton.__version__)
+    name = hashlib.sha256(repr(what).encode()).hexdigest()
+    folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
+    return Path(folder) / "effv2_kernels" / name
+
+
+@functools.cache
+def _sources() -> str:
+    """Of the kernels, and of how they are compiled."""
+    package = Path(__file__).parents[1]
+    files = [Path(__file__), *sorted((package / "triton_kernels").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class _Worker:
@@ -171,7 +196,11 @@ def _work(lines: Sequence[str]) -> None:
         types = tuple(found.pop("types"))
         constants = tuple((name, value) for name, value in found.pop("constants"))
         try:
-            compile_for(Instance(types=types, constants=constants, **found), target)
+            instance = Instance(types=types, constants=constants, **found)
+            compile_for(instance, target)
+            note = _note(instance, target)
+            note.parent.mkdir(exist_ok=True)
+            note.touch()
         except Exception as error:  # Triton's or ptxas's: the next one may compile
             print(f"failed: {' '.join(str(error).split())[:2000]}", flush=True)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -234,6 +236,20 @@ def test_latency_comes_before_what_can_take_any_time() -> None:
     assert STEPS["check", "latency"].least >= 45
     for part in PARTS:
         assert sum(step.least for step in PARTS[part]) < 60 * gpu.MINUTES
+
+
+def test_the_commands_that_are_to_be_copied_are_understood() -> None:
+    text = (runner.ROOT / "CONTRIBUTING.md").read_text()
+    lines = re.findall(r"^timeout (\d+) make gpu (.*?) *#", text, re.MULTILINE)
+    assert [
+        dict(w.partition("=")[::2] for w in shlex.split(rest))["PART"] for _, rest in lines
+    ] == [*PARTS]
+    for limit, rest in lines:
+        given = dict(word.partition("=")[::2] for word in shlex.split(rest))
+        names = {step.name for step in PARTS[given["PART"]]}
+        assert set(given.get("STEPS", "").split()) <= names
+        assert 60 * float(given["MINUTES"]) < float(limit) <= 600
+        assert sum(s.least for s in PARTS[given["PART"]]) < 60 * float(given["MINUTES"])
 
 
 def test_the_op_of_each_suite() -> None:

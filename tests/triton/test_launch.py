@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from effv2_kernels import triton_ops
 from effv2_kernels.launch import targets
-from effv2_kernels.triton_ops import _launch
+from effv2_kernels.triton_ops import _compile, _launch
 from effv2_kernels.triton_ops._compile import compile_all, compile_for
 from effv2_kernels.triton_ops._launch import Instance, launch, recording
 from tests.ops.cases import arguments, mapped, ordered
@@ -170,6 +170,17 @@ def test_what_a_worker_compiled_is_not_compiled_again(
     for instance in needed:
         assert compile_for(instance, TARGET).asm["cubin"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")} == before
+    # Nor is a worker started, which takes seconds; but one is for another GPU, or other sources.
+    started: list[int] = []
+    monkeypatch.setattr(_compile, "_Worker", lambda target, share: started.append(len(share)))
+    compile_all(needed, TARGET, processes=1)
+    assert not started
+    with pytest.raises((TypeError, AttributeError)):  # of no worker
+        compile_all(needed, targets.KNOWN["sm_80"], processes=1)
+    monkeypatch.setattr(_compile, "_sources", lambda: "others")
+    with pytest.raises((TypeError, AttributeError)):
+        compile_all(needed, TARGET, processes=1)
+    assert started == [2, 2]
 
 
 WARMS_UP = """
@@ -186,7 +197,7 @@ import torch
 from triton.compiler import CompiledKernel
 import effv2_kernels as ek, python_ref
 from effv2_kernels.launch import targets
-from effv2_kernels.triton_ops import _launch
+from effv2_kernels.triton_ops import _compile, _launch
 from effv2_kernels.warmup import _Recorder
 
 # As on a GPU, with real addresses, but that a kernel is neither loaded nor run.
@@ -262,7 +273,10 @@ def test_kept_kernels_are_found_by_a_launch(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(kernel.compiled) == 1, "an address that it was not compiled for"
 
 
-def test_a_kernel_that_does_not_compile_is_named() -> None:
+def test_a_kernel_that_does_not_compile_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     (good, *_) = recorded("conv_bias_act")
     constants = tuple((n, "tanh" if n == "ACT" else v) for n, v in good.constants)
     bad = Instance(good.module, good.kernel, good.types, constants, 4, 2)

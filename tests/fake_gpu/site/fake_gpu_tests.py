@@ -1,4 +1,4 @@
-"""A plugin of pytest for tests/gpu on the fake GPU: of each test its first and its last case,
+"""A plugin of pytest for tests/gpu on the fake GPU: the last case of each test and all small ones,
 without those that need values, and with what FAKE_GPU_TESTS plants into some.
 
 FAKE_GPU_TESTS: JSON, a test's id to [kind, part of a kernel's name]; in a worker of pytest-xdist
@@ -37,9 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not item.name.startswith(tuple(LEFT_OUT)):
             kept.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    ends = [item for cases in kept.values() for item in (cases[0], cases[-1])]
+    last = [cases[-1] for cases in kept.values()]
     small = [item for item in items if "test_small.py" in item.nodeid]
-    items[:] = dict.fromkeys([*ends, *small])
+    items[:] = dict.fromkeys([*last, *small])
 
 
 @pytest.hookimpl(wrapper=True)
