@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python -m
 
 # What a build reads; a change makes the next target build again.
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .PHONY: help demo info test lint format typecheck bench readme gpu build clean FORCE
 

@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from benchmarks import gpu, results
-from benchmarks.__main__ import COMMANDS, main
+from benchmarks.__main__ import _parser as suites_parser
+from benchmarks.__main__ import main
+from benchmarks.catalogue import find
 from benchmarks.gpu import run as runner
 from benchmarks.gpu.parts import PARTS, Step
 from benchmarks.gpu.run import Run, after_crash, architecture
+from benchmarks.implementations import INFERENCE
 from benchmarks.ops import cases
 from benchmarks.suites import SUITES, operators
 
@@ -222,9 +225,12 @@ def test_every_step_names_what_exists() -> None:
                 assert not any("{" in word for word in words)
                 if words[:2] == ["-m", "benchmarks"]:
                     named = words[2 : next(n for n, w in enumerate(words) if w.startswith("--"))]
-                    assert named and set(named) <= set(SUITES) | set(COMMANDS)
-                    parsed = subprocess.list2cmdline(words)
-                    assert "--time-budget 30" in parsed
+                    assert named and set(named) <= set(SUITES)
+                    asked = suites_parser().parse_args(words[2:])
+                    assert asked.time_budget and asked.small == small
+                    known = operators.IMPLS if step.name == "operators" else INFERENCE
+                    assert set(asked.impl or ()) <= set(known)
+                    assert all(find(name) for name in asked.models or ())
                 elif words[:2] == ["-m", "pytest"]:
                     assert (runner.ROOT / words[2]).exists()
 
