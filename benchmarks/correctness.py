@@ -86,7 +86,8 @@ def groups(records: Iterable[Record]) -> list[str]:
     lines = []
     for (op, engine, dtype), checks in _groups(records).items():
         wrong, worst = sum(not check["passed"] for check in checks), max(map(_ratio, checks))
-        line = f"{op:<20}{engine:<7}{dtype:<9}{len(checks):>5}{wrong or '-':>6}  {worst:.3g}"
+        right = len(checks) - wrong
+        line = f"{op:<20}{engine:<7}{dtype:<9}{right:>5}{wrong or '-':>6}  {worst:.3g}"
         lines.append((not wrong, -worst, line))
     heading = f"{'op':<20}{'engine':<7}{'dtype':<9}{'right':>5}{'wrong':>6}  worst / PyTorch's"
     return [heading, *(line for *_, line in sorted(lines))] if lines else []
@@ -127,8 +128,7 @@ def _named(test: str) -> Iterator[tuple[str, str]]:
     """The op that a test's id names, and the engine: Triton where it says so or has no rival."""
     op = max((op for op in OPS if op in test), key=len, default="")
     if op:
-        triton = "triton" in test.replace("-effv2]", "") or op not in _NATIVE
-        yield op, "triton" if triton else "cuda"
+        yield op, "triton" if "triton" in test or op not in _NATIVE else "cuda"
 
 
 def _groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:

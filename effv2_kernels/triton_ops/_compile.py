@@ -131,8 +131,9 @@ def _note(instance: Instance, target: Target) -> Path:
 
     what = (*astuple(instance), target.name, target.capability, _sources(), triton.__version__)
     name = hashlib.sha256(repr(what).encode()).hexdigest()
-    folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
-    return Path(folder) / "effv2_kernels" / name
+    knobs = getattr(triton, "knobs", None)  # of Triton 3.4 and later
+    folder = knobs.cache.dir if knobs else os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
+    return Path(folder).expanduser() / "effv2_kernels" / name
 
 
 @functools.cache
