@@ -48,11 +48,13 @@ def command(arguments: argparse.Namespace) -> int:
     return int(not records or any(record["outcome"] == "failed" for record in records))
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a file, the last of each test; none if it does not exist."""
+def read(path: Path, commit: str | None = None) -> list[Record]:
+    """The records of a file, of one commit or of all, the last of each test; none if it does not
+    exist."""
     lines = path.read_text().split("\n") if path.exists() else []
     # Behind the last line end is nothing, or what a test was writing when it was killed.
-    return merged(json.loads(line) for line in lines[:-1])
+    records = (json.loads(line) for line in lines[:-1])
+    return merged(record for record in records if commit in (None, record.get("commit")))
 
 
 def merged(records: Iterable[Record]) -> list[Record]:
@@ -111,10 +113,11 @@ def failures(records: Sequence[Record]) -> list[str]:
 def faulty(records: Iterable[Record], dtype: str = "bfloat16") -> dict[tuple[str, str], str]:
     """What ``dtype`` is better computed without: (op, engine), with what its first failed test
     found. Results that are wrong in another dtype only do not count; a test that failed without a
-    result does (it did not compile, hung, or broke the context), by the names that it has."""
+    result does (it did not compile, hung, or broke the context), by the names that it has, unless
+    memory ran out."""
     found: dict[tuple[str, str], str] = {}
     for record in records:
-        if record["outcome"] != "failed":
+        if record["outcome"] != "failed" or "out of memory" in record["message"].lower():
             continue
         wrong = [check for check in record["checks"] if not check["passed"]]
         keys = [(c["op"], c["engine"]) for c in wrong if c["dtype"] == dtype]
@@ -124,11 +127,16 @@ def faulty(records: Iterable[Record], dtype: str = "bfloat16") -> dict[tuple[str
     return found
 
 
+def engine_of(op: str) -> str:
+    """Which engine dispatch takes where both have a kernel."""
+    return "cuda" if op in _NATIVE else "triton"
+
+
 def _named(test: str) -> Iterator[tuple[str, str]]:
     """The op that a test's id names, and the engine: Triton where it says so or has no rival."""
     op = max((op for op in OPS if op in test), key=len, default="")
     if op:
-        yield op, "triton" if "triton" in test or op not in _NATIVE else "cuda"
+        yield op, "triton" if "triton" in test else engine_of(op)
 
 
 def _groups(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:

@@ -91,9 +91,10 @@ def case(
         options.failures.append(f"{what}: {type(error).__name__}: {error}")
         return []
     finally:
+        lost = options.on_gpu and context_is_lost()
         if limit is not None:
             faulthandler.cancel_dump_traceback_later()
-        if options.on_gpu and context_is_lost():
+        if lost:
             raise ContextLost(f"after {what}")
         _free()
 

@@ -1,11 +1,13 @@
 """What ``python -m benchmarks verdict DIR --write`` proposes to switch off on a GPU: an engine with
-wrong outputs, and an operator at each shape where it is slower than what it replaces."""
+wrong outputs or with none (it faults, hangs, does not compile), and an operator at each shape where
+it is slower than what it replaces."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from effv2_kernels.launch import off_tables, op_numbers
 from effv2_kernels.launch.off_tables import ANY, Entry
@@ -20,13 +22,25 @@ _ENOUGH = 0.95
 #: A figure holds for batches that are not farther from the measured one than this, as tuned
 #: launches do.
 _FARTHEST = 4
+NONE: Mapping[tuple[str, str], str] = MappingProxyType({})
 _SPEEDUPS = tuple(f"speedup_vs_{name}" for name in BASELINES)
 
 
-def write(rows: Iterable[Row], folder: Path) -> str:
-    """Put what is proposed into the tables in ``folder``; returns what was written, and where."""
+def write(rows: Iterable[Row], folder: Path, broken: Mapping[tuple[str, str], str] = NONE) -> str:
+    """Put what is proposed into the tables in ``folder``; returns what was written, and where.
+    broken: (op, engine) whose tests came to no figures, with the reason, on the GPU of the rows."""
     lines = []
-    for gpu, (entries, unknown) in proposed(rows).items():
+    found = proposed(rows)
+    if len(found) == 1:
+        ((entries, _),) = found.values()
+        commit = next(row.commit for row in rows if row.gpu in found)
+        known = {(entry.op, entry.engine) for entry in entries if not entry.shape}
+        entries += [
+            Entry(op, engine, ANY, (), f"wrong: {why[:100]}", commit)
+            for (op, engine), why in broken.items()
+            if (op, engine) not in known
+        ]
+    for gpu, (entries, unknown) in found.items():
         path = off_tables.path_of(gpu, folder)
         if entries:
             off_tables.write(path, entries)

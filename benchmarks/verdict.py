@@ -38,7 +38,8 @@ def command(arguments: argparse.Namespace) -> int:
     print(text(arguments.folder, limit=LIMIT if arguments.short else None))
     if arguments.write is not None:
         rows = results.read(arguments.folder / "results.csv")
-        print("", switching_off.write(rows, arguments.write), sep="\n")
+        broken = correctness.faulty(correctness.read(arguments.folder / "checks.jsonl"))
+        print("", switching_off.write(rows, arguments.write, broken), sep="\n")
     return 0
 
 
@@ -54,10 +55,10 @@ def text(
     for which the longest tables lose their ends."""
     rows = results.read(folder / "results.csv")
     rows = [row for row in rows if commit is None or row.commit == commit]
-    records = correctness.read(folder / "checks.jsonl")
+    records = correctness.read(folder / "checks.jsonl", commit)
     sections: list[list[str]] = []
     if "check" in parts:
-        sections += [correctness.failures(records), correctness.groups(records)]
+        sections += [correctness.groups(records), correctness.failures(records)]
     if parts != ["check"]:
         sections.append(left_out(records))
     sections.append(networks(rows, ("latency", *(("models",) if parts != ["check"] else ()))))
@@ -72,8 +73,8 @@ def text(
 
 def fitted(sections: Sequence[Sequence[str]], limit: int | None) -> list[list[str]]:
     """The sections, the longest of them without their last lines, so that all have ``limit``
-    characters at most. A section keeps its heading and its first line; one of failures is cut when
-    it is twice as long as any other."""
+    characters at most. A section keeps its heading and its first line; what is wrong is cut when it
+    is twice as long as any other."""
     kept = [len(lines) for lines in sections]
 
     def shown(number: int) -> list[str]:
@@ -85,7 +86,8 @@ def fitted(sections: Sequence[Sequence[str]], limit: int | None) -> list[list[st
         return sum(len(line) + 1 for line in shown(number)) + 1
 
     def weighed(number: int) -> float:
-        return size(number) / (2 if sections[number][-1].startswith("FAILED") else 1)
+        tests = sections[number][0].startswith("op  ") or sections[number][-1][:6] == "FAILED"
+        return size(number) / (2 if tests else 1)
 
     numbers = range(len(sections))
     while limit is not None and sum(map(size, numbers)) > limit:

@@ -35,7 +35,8 @@ def warmup(
     sizes: (N, C, H, W) each; dtype: of the input, the model's by default (autocast's, if that is
     what the model will run under); target: the GPU to compile for, by default the model's: any of
     ``launch.targets.KNOWN`` can be compiled for without having it; processes: how many compile at a
-    time, by default one a core; progress: called with how many kernels are done, and of how many.
+    time, by default one a core; progress: called with how many kernels are done, and of how many
+    that were not compiled before.
 
     Raises ValueError for a model that is not patched, RuntimeError for a model on no GPU without a
     ``target``, and where Triton cannot be imported or a kernel does not compile.

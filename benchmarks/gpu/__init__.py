@@ -4,17 +4,17 @@ verdict that says what to mend. ``parts`` says what is done, ``run`` does it."""
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
-from .. import plots, results, verdict
-from .parts import PARTS
+from .. import STARTED, plots, results, verdict
+from .parts import BUILD, PARTS
 from .run import Run
 
 HELP = "all that needs a GPU, as `make gpu` runs it"
@@ -49,32 +49,34 @@ def command(arguments: argparse.Namespace) -> int:
         print("benchmarks gpu: PyTorch finds no CUDA GPU", file=sys.stderr)
         return 2
     device = torch.device("cuda")
+    # One for all: what is measured may be written into tracked files, and then the tree is dirty.
+    commit = os.environ.setdefault("EFFV2_COMMIT", results.environment(device).commit)
     folder = Path(arguments.results or results.FOLDER / results.slug(device)).resolve()
     minutes = arguments.minutes or MINUTES * len(parts)
     run = Run(
         folder,
         lambda line: print(line, flush=True),
+        commit=commit,
         small=arguments.small,
         tests=shlex.split(arguments.tests),
         only=only,
     )
     run.announce(f"{results.device_name(device)}: {minutes:g} minutes, into {folder}")
-    end = time.monotonic() + 60 * minutes
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    end = STARTED + 60 * minutes
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, run.stop)
+    if "check" in parts:
+        run.forget()
+    run.part("build", BUILD, end - time.monotonic())
+    if not run.failed:
         for number, part in enumerate(parts):
             run.part(part, PARTS[part], (end - time.monotonic()) / (len(parts) - number))
-    except KeyboardInterrupt:
+    if run.stopped:
         run.failed.append("stopped")
     if not arguments.results:  # else they are drawn where the CSV files go
         _draw(run)
-    commit = results.environment(device).commit
     run.announce(f"\n{HEADING}\n{verdict.text(folder, parts, run.failed, commit, verdict.LIMIT)}")
     return int(bool(run.failed))
-
-
-def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _draw(run: Run) -> None:

@@ -1,4 +1,5 @@
-"""What ``make gpu`` does, in the order in which it is worth its time: three parts, each of steps.
+"""What ``make gpu`` does, in the order in which it is worth its time: a build, and three parts,
+each of steps.
 
 ``check`` decides what is right, ``speed`` what is fast enough, ``more`` is all else.
 """
@@ -20,9 +21,9 @@ _TUNED = "--impl eager_nhwc compile_reduce_overhead compile_max_autotune effv2_g
 class Step:
     """Commands of this Python that run side by side, in most steps a single one.
 
-    commands: as in a shell, with {folder} for where results go, {scratch} for what is thrown away,
-        {seconds} and {minutes} for the time. sizes: further arguments of each, in the place of
-        which a run at small sizes takes ``small``.
+    commands: as in a shell, with {folder} for where results go, {scratch} for what is thrown away
+        (of each command its own), {seconds} and {minutes} for the time. sizes: further arguments of
+        each, in the place of which a run at small sizes takes ``small``.
     share: of the part's time, relative to the steps that are left; least: seconds that are kept for
         it whatever the steps before it take.
     kernels: whether it is about single kernels, which are on then whatever a table says. A network
@@ -41,10 +42,11 @@ class Step:
     def words(self, small: bool, values: dict[str, str]) -> list[list[str]]:
         """The arguments of each command. Raises KeyError for a value that is not there."""
         sizes = [self.small] * len(self.commands) if small else self.sizes
-        return [
-            [word.format(**values) for word in f"{command} {more}".split()]
-            for command, more in zip(self.commands, sizes, strict=True)
-        ]
+        found = []
+        for number, (command, more) in enumerate(zip(self.commands, sizes, strict=True)):
+            own = {**values, "scratch": f"{values['scratch']}/{number}"}
+            found.append([word.format(**own) for word in f"{command} {more}".split()])
+        return found
 
 
 _SMALL = "--small --rounds 2"
@@ -81,10 +83,13 @@ def _sanitized(tool: str) -> Step:
     return Step(tool, (command,), kernels=True, sanitizer=tool)
 
 
+#: Before any part: without the native library, Triton and ATen would be measured as ours.
+BUILD = (
+    Step("build", ("setup.py build_ext --inplace",), share=9, least=0),
+    Step("native", ("-m benchmarks.native",)),
+)
 PARTS: dict[str, tuple[Step, ...]] = {
     "check": (
-        Step("build", ("setup.py build_ext --inplace",), share=2, least=0),
-        Step("native", ("-m benchmarks.native",), share=0.1),
         Step(
             "tests", ("-m pytest tests/gpu -q --tb=short -p no:cacheprovider",),
             share=5, kernels=True,

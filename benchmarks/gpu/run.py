@@ -30,18 +30,20 @@ ROOT = Path(__file__).parents[2]
 _LAST_WORDS = 4.0
 #: Bytes of a step's output that are kept at either end: a log of all steps is never past 4 MiB.
 _KEPT = 64 << 10
+_ENDED = 124  # as `timeout` has it
 
 
 class Run:
-    """folder: for results, the log and what the tests found; small: small sizes, on a GPU whose
-    time does not count; tests: more arguments for pytest; only: names of steps, all if empty;
-    announce: gets a line a step."""
+    """folder: for results, the log and what the tests found; announce: gets a line a step; commit:
+    that is measured; small: small sizes, on a GPU whose time does not count; tests: more arguments
+    for pytest; only: names of steps, all if empty. EFFV2_DISABLE is the run's own."""
 
     def __init__(
         self,
         folder: Path,
         announce: Callable[[str], None],
         *,
+        commit: str | None = None,
         small: bool = False,
         tests: Sequence[str] = (),
         only: Sequence[str] = (),
@@ -49,14 +51,27 @@ class Run:
         self.folder, self.announce, self.small = folder, announce, small
         self.tests, self.only = tuple(tests), tuple(only)
         self.log, self.checks = folder / "log.txt", folder / "checks.jsonl"
+        self.commit = commit
         self.failed: list[str] = []
+        self.stopped = False
         folder.mkdir(parents=True, exist_ok=True)
-        self.log.write_text("")
+
+    def forget(self) -> None:
+        """What an earlier run left, but for its figures."""
+        for path in (self.log, self.checks):
+            path.unlink(missing_ok=True)
+
+    def stop(self, *_: object) -> None:
+        """For a signal: what runs is ended, nothing else is begun."""
+        self.stopped = True
 
     def part(self, name: str, steps: Sequence[Step], seconds: float) -> None:
         end = time.monotonic() + seconds - _LAST_WORDS
-        steps = [step for step in steps if not self.only or step.name in self.only]
+        every = not self.only or name == "build"
+        steps = [step for step in steps if every or step.name in self.only]
         for number, step in enumerate(steps):
+            if self.stopped:
+                break
             left = end - time.monotonic()
             kept = sum(later.least for later in steps[number + 1 :])
             limit = left - kept
@@ -64,7 +79,12 @@ class Run:
                 self._failure(f"{name} {step.name}: not run, for the time is used up")
                 continue
             shares = sum(later.share for later in steps[number:])
-            self.step(name, step, min(limit, max(step.least, left * step.share / shares)), limit)
+            seconds = min(limit, max(step.least, left * step.share / shares))
+            try:
+                # A sanitizer could take any time, and knows no budget.
+                self.step(name, step, seconds, seconds if step.sanitizer else limit)
+            except Exception as error:  # a full disk, a file that cannot be read: this step's
+                self._failure(f"{name} {step.name}: {type(error).__name__}: {error}")
 
     def step(self, part: str, step: Step, seconds: float, limit: float) -> None:
         """seconds: after which a suite begins nothing; limit: after which all of it is ended."""
@@ -72,8 +92,8 @@ class Run:
         if step.sanitizer and sanitizer() is None:
             self._failure(f"{title}: not run, for there is no compute-sanitizer")
             return
-        if step.name == "tests":
-            self.checks.unlink(missing_ok=True)  # of an earlier run
+        if step.name == "tune":
+            (self.folder / "tuning.jsonl").unlink(missing_ok=True)  # rows are of this commit
         with tempfile.TemporaryDirectory() as scratch:
             values = {
                 "folder": str(self.folder),
@@ -82,26 +102,30 @@ class Run:
                 "minutes": f"{seconds / 60:.2f}",
             }
             commands = [self._command(step, words) for words in step.words(self.small, values)]
+            if not all(commands):
+                self.announce(f"ok      {title}: nothing is left that passed its tests")
+                return
             status, tail = 0, ""
             while commands:
-                left = limit - (time.monotonic() - began)
-                status, tail = self._execute(commands, max(1.0, left), self._environment(step))
-                commands = [] if status == 124 else after_crash(commands, status, tail)
+                left = max(1.0, limit - (time.monotonic() - began))
+                status, tail = self._execute(commands, left, self._environment(step))
+                commands = [] if status == _ENDED else after_crash(commands, status, tail)
                 if commands:
-                    self._failure(f"{title}: exit status {status}{_where(tail)}\n{_indented(tail)}")
+                    self._failure(f"{title}: {_reason(status, tail)}\n{_indented(tail)}")
+                    gone = time.monotonic() - began
+                    commands = [_within(command, seconds - gone) for command in commands]
         self._keep(step)
         took = f"{time.monotonic() - began:.0f} s"
         if status == 0:
             self.announce(f"ok      {title} ({took})")
         else:
-            why = "ended at its time limit" if status == 124 else f"exit status {status}"
             # What the tests found is said in the verdict.
             end = "" if step.name == "tests" else "\n" + _indented(tail)
-            self._failure(f"{title}: {why}{_where(tail)} ({took}){end}")
+            self._failure(f"{title}: {_reason(status, tail)} ({took}){end}")
 
     def wrong(self) -> dict[tuple[str, str], str]:
         """(op, engine) with what its tests found, if anything: what is not measured."""
-        return correctness.faulty(correctness.read(self.checks))
+        return correctness.faulty(correctness.read(self.checks, self.commit))
 
     def _command(self, step: Step, words: Sequence[str]) -> list[str]:
         command = [sys.executable, *words]
@@ -114,8 +138,10 @@ class Run:
             tool = [str(sanitizer()), "--tool", step.sanitizer, "--error-exitcode", "1"]
             return [*tool, "--target-processes", "all", *command]
         elif step.kernels:
-            broken = {op for op, _ in wrong}
-            command = [word for word in command if OP_OF.get(word) not in broken]
+            taken = {op for op, engine in wrong if engine == correctness.engine_of(op)}
+            left = [word for word in command if OP_OF.get(word) not in taken]
+            # Of suites, not a single one.
+            return [] if set(command) & set(OP_OF) and not set(left) & set(OP_OF) else left
         return command
 
     def _environment(self, step: Step) -> dict[str, str]:
@@ -127,8 +153,7 @@ class Run:
             capability = torch.cuda.get_device_capability()
             environment.setdefault("EFFV2_CUDA_ARCHS", architecture(capability))
         off = "none" if step.kernels else ",".join(map(":".join, self.wrong()))
-        if off:
-            environment[off_tables.VARIABLE] = off
+        environment[off_tables.VARIABLE] = off
         if step.sanitizer:  # PyTorch's allocator hides a write past the end of a tensor
             environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         return environment
@@ -136,7 +161,8 @@ class Run:
     def _execute(
         self, commands: Sequence[Sequence[str]], limit: float, environment: dict[str, str]
     ) -> tuple[int, str]:
-        """The worst exit status (124 past the limit), and the end of what was printed."""
+        """The worst exit status (_ENDED where the limit or a signal ended it), and the end of what
+        was printed."""
         running: list[subprocess.Popen] = []
         with self.log.open("a") as log:
             start = log.tell()
@@ -151,9 +177,13 @@ class Run:
                     )  # fmt: skip
                     running.append(process)
                 end = time.monotonic() + limit
-                status = max(abs(p.wait(max(0.0, end - time.monotonic()))) for p in running)
-            except subprocess.TimeoutExpired:
-                status = 124
+                # Looked at now and then: an exception from a signal's handler would leave
+                # ``Popen.wait`` with its lock taken.
+                while any(process.poll() is None for process in running):
+                    if self.stopped or time.monotonic() > end:
+                        return _ENDED, _shortened(self.log, start)
+                    time.sleep(0.05)
+                status = max(abs(process.returncode) for process in running)
             finally:
                 for process in running:
                     _kill(process)
@@ -163,7 +193,8 @@ class Run:
         """What tests and tuning left, though they may have been ended early, into the CSV file."""
         rows: list[results.Row] = []
         if step.name == "tests":
-            rows += correctness.rows(correctness.read(self.checks), torch.device("cuda"))
+            found = correctness.read(self.checks, self.commit)
+            rows += correctness.rows(found, torch.device("cuda"))
         if step.name == "tune":
             network = ("efficientnetv2_b0", 64, (1,)) if self.small else ("efficientnetv2_s",)
             rows += tuned.rows(self.folder / "tuning.jsonl", torch.device("cuda"), *network)
@@ -189,10 +220,22 @@ def after_crash(
     return [[word for word in command if word not in SUITES or word in left]] if left else []
 
 
-def _where(printed: str) -> str:
-    """The case that was begun last, if the suite says so."""
+def _within(command: Sequence[str], seconds: float) -> list[str]:
+    """The same with what is left of its time."""
+    words = list(command)
+    if "--time-budget" in words:
+        words[words.index("--time-budget") + 1] = f"{max(1.0, seconds):.0f}"
+    return words
+
+
+def _reason(status: int, printed: str) -> str:
+    """How it ended, and with what case: that in hand, or the first that it says failed."""
     begun = re.findall(r"^begun: (.+)$", printed, re.MULTILINE)
-    return f" in {begun[-1]}" if begun else ""
+    failed = re.findall(r"^failed:\n +(.+)$", printed, re.MULTILINE)
+    ended = "ended at its time limit" if status == _ENDED else f"exit status {status}"
+    if status == 1 and "\nTimeout (" not in printed:  # not of the watchdog
+        return f"{ended}: {failed[-1]}" if failed else ended
+    return f"{ended} in {begun[-1]}" if begun else ended
 
 
 def parallel() -> tuple[str, ...]:
@@ -200,14 +243,14 @@ def parallel() -> tuple[str, ...]:
     killed is replaced."""
     if importlib.util.find_spec("xdist") is None:
         return ()
-    return ("-n", "auto", "--maxprocesses", "14", "--max-worker-restart", "99")
+    return ("-n", str(min(14, os.cpu_count() or 1)), "--max-worker-restart", "99")
 
 
 def patient() -> tuple[str, ...]:
     """pytest's options for a test that takes many times as long as usual."""
     if importlib.util.find_spec("pytest_timeout") is None:
         return ()
-    return ("--timeout", "600", "--timeout-method", "thread")
+    return ("--timeout", "120", "--timeout-method", "thread")
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -226,7 +269,8 @@ def _kill(process: subprocess.Popen) -> None:
     """With all that it started: workers would keep the GPU and its memory."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may not let go of it
+        process.wait(5)
 
 
 def _shortened(log: Path, start: int) -> str:

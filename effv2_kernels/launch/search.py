@@ -57,8 +57,8 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """tuned: tasks of this run; kept: tasks that the table had before; left: tasks for which the
-    time did not suffice; failed: tasks none of whose launches ran, each with the reason of the
-    first."""
+    time did not suffice; failed: tasks none of whose launches ran, each with the reasons, one a
+    line."""
 
     tuned: int
     kept: int
@@ -105,7 +105,7 @@ def search(
         timer.prepare(task)
         times, rejected = _measure(timer, task, choices)
         if not times:
-            failed.append((task, rejected[0] if rejected else "it has no candidates"))
+            failed.append((task, "\n  ".join(rejected) or "it has no candidates"))
             continue
         best = min(times, key=lambda choice: times[choice])
         tables.write(path, [tables.Entry(task.kernel, task.kind, task.shape, best, times[best])])

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,11 @@ def compile_all(
     progress: Callable[[int, int], None] | None = None,
     tolerant: bool = False,
 ) -> None:
-    """Compile instances in parallel processes, without those that were before. progress: called
-    with how many are done, and of how many. Raises RuntimeError with the compiler's words if one
-    fails, unless it is ``tolerant``: what does not compile is then left for the launch to find
-    out."""
-    instances = [instance for instance in instances if not _note(instance, target).exists()]
+    """Compile instances in parallel processes, without those that Triton's cache has. progress:
+    called with how many are done, and of how many that are not there yet. Raises RuntimeError with
+    the compiler's words if one fails, unless it is ``tolerant``: what does not compile is then left
+    for the launch to find out."""
+    instances = [instance for instance in instances if not _is_noted(instance, target)]
     count = max(1, min(processes or os.cpu_count() or 1, len(instances)))
     shares = [instances[first::count] for first in range(count)] if instances else []
     with ExitStack() as stack:
@@ -123,13 +123,19 @@ def compile_all(
         raise RuntimeError(f"a Triton kernel does not compile for {target.name}:\n{failures[0]}")
 
 
+def _is_noted(instance: Instance, target: Target) -> bool:
+    """Whether a worker has compiled it and the result is where it was put. Only Triton's own
+    compilation finds that out for certain, and to start a process for it takes seconds; a note that
+    is wrong costs a compilation at launch."""
+    note = _note(instance, target)
+    return note.exists() and Path(note.read_text()).exists()
+
+
 def _note(instance: Instance, target: Target) -> Path:
-    """A file in Triton's cache which says that the kernel is there. To ask Triton takes a process
-    that has imported it, and to start one takes seconds; a note that outlives its kernel costs no
-    more than a compilation later."""
+    """A file in Triton's cache, of the path of the kernel's binary."""
     import triton
 
-    what = (*astuple(instance), target.name, target.capability, _sources(), triton.__version__)
+    what = (*astuple(instance), target.capability, _sources(), triton.__version__)
     name = hashlib.sha256(repr(what).encode()).hexdigest()
     knobs = getattr(triton, "knobs", None)  # of Triton 3.4 and later
     folder = knobs.cache.dir if knobs else os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
@@ -140,8 +146,8 @@ def _note(instance: Instance, target: Target) -> Path:
 def _sources() -> str:
     """Of the kernels, and of how they are compiled."""
     package = Path(__file__).parents[1]
-    files = [Path(__file__), *sorted((package / "triton_kernels").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    files = [*package.glob("triton_ops/_*.py"), *package.glob("triton_kernels/*.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 class _Worker:
@@ -190,6 +196,12 @@ def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | paths
 
 
+def _write_note(note: Path, compiled: Any) -> None:
+    binary = next(path for name, path in compiled.metadata_group.items() if name.endswith("cubin"))
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(str(binary))
+
+
 def _work(lines: Sequence[str]) -> None:
     head, *rest = map(json.loads, lines)
     target = Target(**{**head, "capability": tuple(head["capability"])})
@@ -198,14 +210,13 @@ def _work(lines: Sequence[str]) -> None:
         constants = tuple((name, value) for name, value in found.pop("constants"))
         try:
             instance = Instance(types=types, constants=constants, **found)
-            compile_for(instance, target)
-            note = _note(instance, target)
-            note.parent.mkdir(exist_ok=True)
-            note.touch()
+            compiled = compile_for(instance, target)
         except Exception as error:  # Triton's or ptxas's: the next one may compile
             print(f"failed: {' '.join(str(error).split())[:2000]}", flush=True)
         else:
             print("done", flush=True)
+            with suppress(OSError):  # a note is a convenience
+                _write_note(_note(instance, target), compiled)
 
 
 if __name__ == "__main__":

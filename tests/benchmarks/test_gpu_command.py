@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from benchmarks.__main__ import _parser as suites_parser
 from benchmarks.__main__ import main
 from benchmarks.catalogue import find
 from benchmarks.gpu import run as runner
-from benchmarks.gpu.parts import PARTS, Step
+from benchmarks.gpu.parts import BUILD, PARTS, Step
 from benchmarks.gpu.run import Run, after_crash, architecture
 from benchmarks.implementations import INFERENCE
 from benchmarks.ops import cases
 from benchmarks.suites import SUITES, operators
+from effv2_kernels.cli import main as command_line
+from effv2_kernels.cli import tune
 
-STEPS = {(part, step.name): step for part in PARTS for step in PARTS[part]}
+STEPS = {
+    (part, step.name): step for part, steps in {"build": BUILD, **PARTS}.items() for step in steps
+}
 VALUES = {"folder": "/out", "scratch": "/scratch", "seconds": "30", "minutes": "0.50"}
 
 
@@ -138,6 +143,53 @@ def test_a_suite_that_is_ended_in_its_midst_is_the_only_one_that_is_lost(
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "printed", "reason"),
+    [
+        (1, "begun: stem 8x8\nbegun: stem 9x9\nTimeout (0:01:00)!\n", "exit status 1 in stem 9x9"),
+        (
+            1,
+            "begun: stem 9x9\n\nfailed:\n  stem 8x8: wrong\n  b\n",
+            "exit status 1: stem 8x8: wrong",
+        ),
+        (3, "begun: stem 9x9\n", "exit status 3 in stem 9x9"),
+        (124, "begun: stem 9x9\n", "ended at its time limit in stem 9x9"),
+        (2, "no such argument", "exit status 2"),
+    ],
+)
+def test_the_case_that_is_to_blame(status: int, printed: str, reason: str) -> None:
+    assert runner._reason(status, printed) == reason
+
+
+def test_what_was_found_at_another_commit_is_not_about_this_one(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    run = Run(tmp_path, lines.append, commit="abc")
+    found = json.loads(record("tests/gpu/test_stem.py::test_x", ("stem", "cuda", "bfloat16")))
+    for commit, wrong in (("def", set()), ("abc", {("stem", "cuda")})):
+        run.checks.write_text(json.dumps({**found, "commit": commit}) + "\n")
+        assert set(run.wrong()) == wrong
+    run.log.write_text("")
+    run.forget()
+    assert not run.log.exists() and not run.checks.exists()
+
+
+def test_a_step_that_cannot_even_be_begun_is_a_failure(
+    run: Run, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.checks.write_text("{\n")
+    run.part("speed", (STEPS["speed", "models"], PRINT), 60)
+    assert lines[0].startswith("FAILED  speed models: JSONDecodeError: ")
+
+
+def test_a_signal_ends_what_runs_and_begins_nothing_else(run: Run, lines: list[str]) -> None:
+    threading.Timer(1.0, run.stop).start()
+    began = time.monotonic()
+    run.part("check", (python("sleep", "import time; time.sleep(50)"), PRINT), 60)
+    assert time.monotonic() - began < 20
+    assert [line.split()[:3] for line in lines] == [["FAILED", "check", "sleep:"]]
+
+
 def test_what_is_left_after_a_crash() -> None:
     command = ["python", "-m", "benchmarks", "stem", "gate", "head", "--rounds", "7"]
     in_the_second = "== stem (1 of 3)\n== gate (2 of 3)\n"
@@ -145,6 +197,10 @@ def test_what_is_left_after_a_crash() -> None:
         ["python", "-m", "benchmarks", "head", "--rounds", "7"]
     ]
     assert after_crash([command], 0, in_the_second) == []
+    budgeted = ["stem", "--time-budget", "60", "--rounds", "7"]
+    assert runner._within(budgeted, 12.3) == ["stem", "--time-budget", "12", "--rounds", "7"]
+    assert runner._within(budgeted, -5) == ["stem", "--time-budget", "1", "--rounds", "7"]
+    assert runner._within(command, 12.3) == command
     assert after_crash([command], 1, in_the_second + "== head (3 of 3)\n") == []
     assert after_crash([command], 1, "no module named benchmarks") == []
 
@@ -173,6 +229,28 @@ def test_what_failed_its_tests_is_neither_measured_nor_in_a_network(run: Run) ->
     assert run._environment(step)["EFFV2_DISABLE"] == "none"
     network = run._environment(STEPS["speed", "models"])["EFFV2_DISABLE"]
     assert network == "stem:cuda,conv_act_pool:triton"
+    # Of an engine that dispatch does not take, the op is measured all the same.
+    run.checks.write_text(
+        record("tests/gpu/test_triton_ops.py::test_x", ("stem", "triton", "bfloat16"))
+    )
+    assert "stem" in run._command(step, step.words(False, VALUES)[0])
+    assert run._environment(STEPS["speed", "models"])["EFFV2_DISABLE"] == "stem:triton"
+
+
+def test_with_all_wrong_nothing_is_measured(run: Run, lines: list[str]) -> None:
+    ops = [(op, "cuda", "bfloat16") for op in cases.OP_OF.values()]
+    ops += [(op, "triton", "bfloat16") for op in cases.OP_OF.values()]
+    run.checks.write_text(record("tests/gpu/test_x.py::test_x", *ops))
+    run.step("speed", STEPS["speed", "operators"], 60, 60)
+    assert lines == ["ok      speed operators: nothing is left that passed its tests"]
+
+
+def test_the_sanitizer_looks_at_what_was_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.shutil, "which", lambda name, path=None: "/bin/compute-sanitizer")
+    run.checks.write_text(
+        record("tests/gpu/test_stem.py::test_x", ("stem", "cuda", "bfloat16"))
+        + record("tests/gpu/test_triton_ops.py::test_z[conv_act_pool]", message="refused")
+    )
     sanitized = STEPS["more", "memcheck"]
     (words,) = sanitized.words(False, VALUES)
     assert run._command(sanitized, words)[-2:] == ["-k", "stem or conv_act_pool"]
@@ -181,8 +259,9 @@ def test_what_failed_its_tests_is_neither_measured_nor_in_a_network(run: Run) ->
 def test_with_nothing_wrong_a_network_is_measured_as_users_have_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("EFFV2_DISABLE", raising=False)
-    assert "EFFV2_DISABLE" not in run._environment(STEPS["check", "latency"])
+    """A caller's variable would mean another thing from step to step."""
+    monkeypatch.setenv("EFFV2_DISABLE", "stem")
+    assert run._environment(STEPS["check", "latency"])["EFFV2_DISABLE"] == ""
     assert run._environment(STEPS["check", "tests"])["EFFV2_DISABLE"] == "none"
 
 
@@ -216,8 +295,10 @@ def test_the_sanitizer_is_put_before_the_command(
     assert "as --tool racecheck --error-exitcode 1" in log and "caching off: 1" in log
 
 
-def test_every_step_names_what_exists() -> None:
+def test_every_step_names_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suites, commands, tests, networks and implementations; nothing is left to be filled in."""
+    tuned: list = []
+    monkeypatch.setattr(tune, "run", tuned.append)
     for step in STEPS.values():
         assert len(step.sizes) == len(step.commands)
         for small in (False, True):
@@ -231,6 +312,9 @@ def test_every_step_names_what_exists() -> None:
                     known = operators.IMPLS if step.name == "operators" else INFERENCE
                     assert set(asked.impl or ()) <= set(known)
                     assert all(find(name) for name in asked.models or ())
+                elif words[:3] == ["-m", "effv2_kernels", "tune"]:
+                    command_line(words[2:])
+                    assert tuned.pop().output == "/out"
                 elif words[:2] == ["-m", "pytest"]:
                     assert (runner.ROOT / words[2]).exists()
 
@@ -246,16 +330,17 @@ def test_latency_comes_before_what_can_take_any_time() -> None:
 
 def test_the_commands_that_are_to_be_copied_are_understood() -> None:
     text = (runner.ROOT / "CONTRIBUTING.md").read_text()
-    lines = re.findall(r"^timeout (\d+) make gpu (.*?) *#", text, re.MULTILINE)
-    assert [
-        dict(w.partition("=")[::2] for w in shlex.split(rest))["PART"] for _, rest in lines
-    ] == [*PARTS]
-    for limit, rest in lines:
-        given = dict(word.partition("=")[::2] for word in shlex.split(rest))
-        names = {step.name for step in PARTS[given["PART"]]}
-        assert set(given.get("STEPS", "").split()) <= names
-        assert 60 * float(given["MINUTES"]) < float(limit) <= 600
-        assert sum(s.least for s in PARTS[given["PART"]]) < 60 * float(given["MINUTES"])
+    lines = re.findall(r"^make gpu (.*?);.*# limit (\d+) s", text, re.MULTILINE)
+    given = [dict(w.partition("=")[::2] for w in shlex.split(rest)) for rest, _ in lines]
+    assert [words["PART"] for words in given] == list(PARTS)
+    # Of a quarter of an hour, with room for the start and transfers.
+    assert sum(int(limit) for _, limit in lines) < 14 * 60
+    for words, (_, limit) in zip(given, lines, strict=True):
+        steps = PARTS[words["PART"]]
+        asked = words["STEPS"].split() if "STEPS" in words else [step.name for step in steps]
+        assert set(asked) <= {step.name for step in steps}
+        seconds = 60 * float(words["MINUTES"])
+        assert sum(step.least for step in steps if step.name in asked) + 60 < seconds < int(limit)
 
 
 def test_the_op_of_each_suite() -> None:

@@ -45,6 +45,11 @@ def checks(op: str, engine: str, wrong: int, **columns: str) -> list[Row]:
     return [outputs, row("correctness", op, "wrong_outputs", wrong, **where)]
 
 
+BROKEN = {
+    ("stem", "cuda"): "its figures are known",
+    ("squeeze_excite_gate", "cuda"): "RuntimeError: an illegal memory access " + "x" * 200,
+    ("conv_act_pool", "triton"): "PTXASError: refused",
+}
 PLANTED = [
     *speed("256x48x48, k3 s2", 0.7, 0.6),
     *speed("256x48x48, k3 s2", 1.5, 1.1, batch="1"),
@@ -113,3 +118,29 @@ def test_a_run_on_a_cpu_switches_nothing_off(tmp_path: Path) -> None:
     rows = [dataclasses.replace(found, gpu="CPU AMD EPYC, AVX2 (2 threads)") for found in PLANTED]
     assert switching_off.write(rows, tmp_path) == "nothing was measured on a GPU"
     assert not list(tmp_path.iterdir())
+
+
+def test_what_left_no_figures_is_switched_off_too(tmp_path: Path) -> None:
+    """A kernel that faults, hangs or does not compile; whole, and in every dtype."""
+    text = switching_off.write(checks("stem", "cuda", 3), tmp_path, BROKEN)
+    (path,) = tmp_path.glob("*.off.json")
+    stem, gate, head = off_tables.read(path)
+    assert stem == WRONG
+    reason = "wrong: RuntimeError: an illegal memory access"
+    assert (gate.op, gate.engine, gate.dtype, gate.shape) == (
+        "squeeze_excite_gate",
+        "cuda",
+        "any",
+        (),
+    )
+    assert gate.reason.startswith(reason) and len(gate.reason) < 120 and gate.commit == "abc123"
+    assert head == Entry(
+        "conv_act_pool", "triton", "any", (), "wrong: PTXASError: refused", "abc123"
+    )
+    assert "3 entries into" in text
+
+
+def test_of_two_gpus_it_is_not_known_which_one_broke(tmp_path: Path) -> None:
+    rows = checks("stem", "cuda", 0) + checks("stem", "cuda", 0, gpu="NVIDIA Other GPU")
+    switching_off.write(rows, tmp_path, BROKEN)
+    assert not list(tmp_path.glob("*.off.json"))

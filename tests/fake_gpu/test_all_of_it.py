@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import correctness, gpu, results, verdict
-from benchmarks.gpu.parts import PARTS
+from benchmarks.__main__ import main
+from benchmarks.gpu.parts import BUILD, PARTS
+from effv2_kernels.launch import off_tables
 from tests.fake_gpu.machine import Machine
 
 SMALL = "tests/gpu/test_small.py::test_an_op[{}-torch.bfloat16-effv2]"
@@ -71,14 +73,15 @@ def test_the_whole(machine: Machine, tmp_path: Path) -> None:
     what_failed_its_tests_is_not_measured(whole)
     few_and_small_files(whole)
     nothing_was_past_a_limit_or_forbidden_in_a_capture(whole)
-    the_verdict_can_be_had_again(whole)
+    the_verdict_can_be_had_again_and_switches_off_all_five(whole)
 
 
 def every_step_ran(whole: Whole) -> None:
     """And what is wrong has failed: the tests, and what cannot do without the refused kernel."""
     told = [line.split() for line in whole.output.splitlines() if line[:6] in ("ok    ", "FAILED")]
-    steps = {(part, step.rstrip(":")): word for word, part, step, *_ in told if part in PARTS}
-    assert list(steps) == [(part, step.name) for part in PARTS for step in PARTS[part]]
+    parts = {"build": BUILD, **PARTS}
+    steps = {(part, step.rstrip(":")): word for word, part, step, *_ in told if part in parts}
+    assert list(steps) == [(part, step.name) for part in parts for step in parts[part]]
     failed = {name for name, word in steps.items() if word == "FAILED"}
     sanitized = {("more", tool) for tool in ("memcheck", "racecheck", "initcheck")}
     assert failed == {("check", "tests"), ("more", "tune"), *sanitized}
@@ -152,6 +155,15 @@ def nothing_was_past_a_limit_or_forbidden_in_a_capture(whole: Whole) -> None:
     assert not whole.complaints.exists(), whole.complaints.read_text()
 
 
-def the_verdict_can_be_had_again(whole: Whole) -> None:
+def the_verdict_can_be_had_again_and_switches_off_all_five(whole: Whole) -> None:
     again = verdict.text(whole.folder, limit=verdict.LIMIT)
     assert again.splitlines()[:5] == whole.verdict[:5]
+    tables = whole.folder.parent / "tables"
+    tables.mkdir()
+    assert main(["verdict", str(whole.folder), "--write", str(tables)]) == 0
+    entries = off_tables.read(tables / "nvidia_h200.off.json")
+    assert {entry.op for entry in entries if not entry.shape} == {
+        *("stem", "squeeze_excite_gate", "depthwise_bias_act"),
+        f"{REFUSED}",
+    }
+    assert {entry.op for entry in entries if entry.shape} == {SLOW}

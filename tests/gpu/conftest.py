@@ -98,6 +98,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         "outcome": report.outcome,
         "seconds": round(getattr(report, "duration", 0.0), 2),
         "message": _message(report),
+        "commit": os.environ.get("EFFV2_COMMIT", "unknown"),
         "checks": dict(report.user_properties).get("checks", []),
     }
     if report.skipped:

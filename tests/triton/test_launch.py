@@ -180,7 +180,13 @@ def test_what_a_worker_compiled_is_not_compiled_again(
     monkeypatch.setattr(_compile, "_sources", lambda: "others")
     with pytest.raises((TypeError, AttributeError)):
         compile_all(needed, TARGET, processes=1)
-    assert started == [2, 2]
+    monkeypatch.undo()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_compile, "_Worker", lambda target, share: started.append(len(share)))
+    next(tmp_path.rglob("*.cubin")).unlink()
+    with pytest.raises((TypeError, AttributeError)):
+        compile_all(needed, TARGET, processes=1)
+    assert started == [2, 2, 1]
 
 
 WARMS_UP = """
@@ -197,7 +203,7 @@ import torch
 from triton.compiler import CompiledKernel
 import effv2_kernels as ek, python_ref
 from effv2_kernels.launch import targets
-from effv2_kernels.triton_ops import _compile, _launch
+from effv2_kernels.triton_ops import _launch
 from effv2_kernels.warmup import _Recorder
 
 # As on a GPU, with real addresses, but that a kernel is neither loaded nor run.

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -15,7 +16,6 @@
 #include <sstream>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 namespace fake {
@@ -56,7 +56,7 @@ Capture capture;
 // The device's clock is the CPU's and what nobody had to wait for: who synchronizes finds its work
 // done at once, and the time that it would have taken is added.
 int64_t skipped = 0, busy_until = 0;
-bool dead = false, hangs = false, wrong = false;
+std::atomic<bool> dead = false, hangs = false, wrong = false;
 
 int64_t now() {
   timespec t;
@@ -207,6 +207,7 @@ bool is_capturing(const void* stream) {
 }
 
 unsigned long long capture_number() {
+  std::lock_guard lock(mutex);
   return capture.number;
 }
 
@@ -295,5 +296,5 @@ API void fake_gpu_plant(const char* kind, const char* part) {
 // who compares them asks this instead.
 API int fake_gpu_was_wrong() {
   std::lock_guard lock(fake::mutex);
-  return std::exchange(fake::wrong, false);
+  return fake::wrong.exchange(false);
 }
