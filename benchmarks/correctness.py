@@ -96,9 +96,10 @@ def groups(records: Iterable[Record]) -> list[str]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """Under how many there are, a line for each test that failed, with its shape and figures; one
-    for all that came to no figures, for the same reason."""
+    """Under how many there are, a line for each test that failed, with its shape and figures; then
+    one for all that came to no figures, for the same reason."""
     failed = [record for record in records if record["outcome"] == "failed"]
+    failed.sort(key=lambda record: all(check["passed"] for check in record["checks"]))
     alike: dict[str, list[Record]] = {}
     for record in failed:
         wrong = any(not check["passed"] for check in record["checks"])

@@ -73,8 +73,8 @@ def text(
 
 def fitted(sections: Sequence[Sequence[str]], limit: int | None) -> list[list[str]]:
     """The sections, the longest of them without their last lines, so that all have ``limit``
-    characters at most. A section keeps its heading and its first line; what is wrong is cut when it
-    is twice as long as any other."""
+    characters at most. A section keeps its heading and its first line; what the tests found is
+    cut when it is two or three times as long as any other."""
     kept = [len(lines) for lines in sections]
 
     def shown(number: int) -> list[str]:
@@ -86,8 +86,8 @@ def fitted(sections: Sequence[Sequence[str]], limit: int | None) -> list[list[st
         return sum(len(line) + 1 for line in shown(number)) + 1
 
     def weighed(number: int) -> float:
-        tests = sections[number][0].startswith("op  ") or sections[number][-1][:6] == "FAILED"
-        return size(number) / (2 if tests else 1)
+        failed = sections[number][-1].startswith("FAILED")
+        return size(number) / (3 if failed else 2 if sections[number][0].startswith("op  ") else 1)
 
     numbers = range(len(sections))
     while limit is not None and sum(map(size, numbers)) > limit:

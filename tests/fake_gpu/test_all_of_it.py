@@ -52,7 +52,7 @@ def test_the_whole(machine: Machine, tmp_path: Path) -> None:
     status, output = machine.run(
         [
             *("make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}", "GPU=--small"),
-            *(f"RESULTS={folder}", "MINUTES=15", "TESTS=--timeout 20 --timeout-method thread"),
+            *(f"RESULTS={folder}", "MINUTES=15", "TESTS=--timeout 40 --timeout-method thread"),
         ],
         {
             "FAKE_GPU_TESTS": json.dumps(PLANTED),
