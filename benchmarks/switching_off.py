@@ -30,6 +30,7 @@ def write(rows: Iterable[Row], folder: Path, broken: Mapping[tuple[str, str], st
     """Put what is proposed into the tables in ``folder``; returns what was written, and where.
     broken: (op, engine) whose tests came to no figures, with the reason, on the GPU of the rows."""
     lines = []
+    rows = list(rows)
     found = proposed(rows)
     if len(found) == 1:
         ((entries, _),) = found.values()
