@@ -101,7 +101,7 @@ def fitted(sections: Sequence[Sequence[str]], limit: int | None) -> list[list[st
 def left_out(records: Iterable[correctness.Record]) -> list[str]:
     """What was not measured, and networks were measured without, because its tests failed."""
     found = correctness.faulty(records)
-    lines = [f"{op} {engine}: {why}" for (op, engine), why in found.items()]
+    lines = [f"{op} {engine}: {why[:60]}" for (op, engine), why in found.items()]
     return ["not measured, for tests failed:", *lines] if lines else []
 
 
