@@ -79,10 +79,10 @@ class Run:
                 self._failure(f"{name} {step.name}: not run, for the time is used up")
                 continue
             shares = sum(later.share for later in steps[number:])
-            seconds = min(limit, max(step.least, left * step.share / shares))
+            own = min(limit, max(step.least, left * step.share / shares))
             try:
                 # A sanitizer could take any time, and knows no budget.
-                self.step(name, step, seconds, seconds if step.sanitizer else limit)
+                self.step(name, step, own, own if step.sanitizer else limit)
             except Exception as error:  # a full disk, a file that cannot be read: this step's
                 self._failure(f"{name} {step.name}: {type(error).__name__}: {error}")
 

@@ -46,6 +46,12 @@ exec "$FAKE_GPU_PTXAS" "$@"
 """
 
 
+class Marked(subprocess.Popen):
+    """A process of which all that it started can be found: by a variable that they inherit."""
+
+    mark = ""
+
+
 class Machine:
     """One with a fake GPU, in ``folder``. Built in seconds where this tree was built before: what
     nvcc made of the kernels is taken from there."""
@@ -61,16 +67,16 @@ class Machine:
 
     def popen(
         self, command: Sequence[str], out: Path, variables: Mapping[str, str] = NOTHING
-    ) -> subprocess.Popen:
+    ) -> Marked:
         """The command with this Python where it says "python", its output into a file."""
         words = [sys.executable if word == "python" else word for word in command]
         name, value = "FAKE_GPU_RUN", uuid.uuid4().hex
         environment = {**self.environment, **variables, name: value}
         with out.open("w") as file:
-            process = subprocess.Popen(
+            process = Marked(
                 words, cwd=self.tree, env=environment, stdout=file, stderr=subprocess.STDOUT
             )
-        process.mark = f"{name}={value}"  # type: ignore[attr-defined]
+        process.mark = f"{name}={value}"
         return process
 
     def run(
@@ -142,9 +148,9 @@ class Machine:
         setup.write_text(text.replace(_LINKED_BY_US, _LINKED_HERE))
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Marked) -> None:
     """With all that it started, and what that started, whatever session it is in."""
-    mark = process.mark.encode()  # type: ignore[attr-defined]
+    mark = process.mark.encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone, or not ours
             if mark in (folder / "environ").read_bytes().split(b"\0"):
