@@ -45,20 +45,57 @@ def pad_uneven(
 def conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor] = (),
+    eps: float = 0.0,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
     act: str = "none",
     groups: int = 1,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """act(conv(x, weight) + bias) + residual, channels_last."""
+    """act(norm(conv(x, weight) + bias)) + residual, channels_last. norm: (mean, variance) or
+    (mean, variance, gamma, beta) of a batch norm in evaluation; () for none."""
     if weight.is_mkldnn:  # packed for oneDNN, which is not what runs here
         weight = weight.to_dense()
     x, symmetric = pad_uneven(x, weight.shape[2:], stride, padding)
-    y = F.conv2d(x, weight, bias.to(x.dtype), tuple(stride), symmetric, groups=groups)
+    bias = bias if bias is None else bias.to(x.dtype)
+    y = F.conv2d(x, weight, bias, tuple(stride), symmetric, groups=groups)
+    if norm:
+        mean, variance, gamma, beta = four(norm)
+        y = F.batch_norm(y, mean, variance, gamma, beta, eps=eps)
     y = FUNCTIONS[act](y)
     return channels_last(y if residual is None else y + residual)
+
+
+def four(norm: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """mean, variance, gamma, beta of a norm that has the first two at least."""
+    mean, variance, *affine = norm
+    gamma, beta = affine or (None, None)
+    return mean, variance, gamma, beta
+
+
+def folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
+    wide: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what conv and norm do: gamma / sqrt(variance +
+    eps) times the weight, computed in ``wide``, by default float32 or weight's dtype, whatever is
+    wider. Both are returned in that dtype."""
+    wide = wide or torch.promote_types(weight.dtype, torch.float32)
+    mean, variance, gamma, beta = four(norm)
+    scale = torch.rsqrt(variance.to(wide) + eps)
+    if gamma is not None:
+        scale = scale * gamma.to(wide)
+    shift = -mean.to(wide) * scale
+    if bias is not None:
+        shift = shift + bias.to(wide) * scale
+    if beta is not None:
+        shift = shift + beta.to(wide)
+    return weight.to(wide) * scale[:, None, None, None], shift
 
 
 def ambiguous(*maps: Tensor) -> bool:

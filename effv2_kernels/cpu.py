@@ -88,26 +88,33 @@ def prepack(
 def conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor] = (),
+    eps: float = 0.0,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
     act: str = "none",
     groups: int = 1,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """act(conv(x, weight) + bias) + residual, channels_last; weight may be prepacked."""
-    if not runs_onednn(x):
-        return aten.conv(x, weight, bias, stride, padding, act, groups, residual)
+    """act(norm(conv(x, weight) + bias)) + residual, channels_last; weight may be prepacked where
+    the norm is folded into it, as our own runners have it. Else it is folded here, in float32: in
+    16 bits a norm of its own is closer than a weight that is rounded twice."""
+    if not runs_onednn(x) or (norm and x.dtype != torch.float32):
+        return aten.conv(x, weight, bias, norm, eps, stride, padding, act, groups, residual)
+    if norm:
+        weight, bias = aten.folded(weight, bias, norm, eps)
     x, symmetric = aten.pad_uneven(x, weight.shape[2:], stride, padding)
     x = x.contiguous(memory_format=torch.channels_last)
-    bias = bias.contiguous()  # oneDNN's wrapper reads it as if it were
+    bias = bias if bias is None else bias.contiguous()  # oneDNN's wrapper reads it as if it were
     geometry = list(symmetric), list(stride), [1, 1], groups
     pointwise = torch.ops.mkldnn._convolution_pointwise
     # oneDNN's sum fails ("could not create a memory") on strides that it would not have chosen.
     if residual is not None and act == "none" and not aten.ambiguous(x, residual):
         other = residual.contiguous(memory_format=torch.channels_last)
         y = pointwise.binary(
-            x, other, weight, bias.to(x.dtype), *geometry, "add", 1.0, None, [], None
+            *(x, other, weight, bias if bias is None else bias.to(x.dtype)),
+            *(*geometry, "add", 1.0, None, [], None),
         )
         return y
     fused = _ONEDNN_ACTS.get(act)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cpu
+from . import aten, cpu
 from .blocks import (
     Block,
     ConvNorm,
@@ -30,7 +30,8 @@ from .blocks import (
 from .ops._contract import out_size
 from .ops.fused_mbconv import images_at_a_time
 
-Pair = tuple[Tensor, Tensor]
+# A convolution as the ops take it: weight, bias, norm, eps.
+Conv = tuple[Tensor, Tensor | None, tuple[Tensor, ...], float]
 MAX_PACKED_SHAPES = 4
 # How often a shape must come before it takes the place of another one: packing for ever new shapes
 # in turn would cost more than it gains.
@@ -41,14 +42,14 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class Weights:
-    """What the op sequence of a block takes: (weight, bias) of each convolution, BN folded in;
-    weights in the compute dtype and channels_last (or packed by oneDNN), biases in float32.
+    """What the op sequence of a block takes: each convolution, BN folded in; weights in the compute
+    dtype and channels_last (or packed by oneDNN), biases in float32.
     taken: (dtype, (C, H, W)) of inputs that the ops took with these weights, all checks passed."""
 
-    conv: Pair | None = None
-    expand: Pair | None = None
-    depthwise: Pair | None = None
-    project: Pair | None = None
+    conv: Conv | None = None
+    expand: Conv | None = None
+    depthwise: Conv | None = None
+    project: Conv | None = None
     se: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     packed: bool = False
     taken: set[tuple[torch.dtype, torch.Size]] = field(default_factory=set, compare=False)
@@ -63,21 +64,26 @@ def fold(block: Block, dtype: torch.dtype) -> Weights:
     return Weights(**folded)
 
 
-def _fold_conv(part: ConvNorm, dtype: torch.dtype) -> Pair:
-    conv, norm = part.conv, part.norm
-    wide = _fold_dtype(conv.weight, dtype)
-    bias_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    scale = torch.rsqrt(norm.running_var.detach().to(wide) + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().to(wide)
-    shift = -norm.running_mean.detach().to(wide) * scale
-    if conv.bias is not None:
-        shift = shift + conv.bias.detach().to(wide) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().to(wide)
-    weight = conv.weight.detach().to(wide) * scale[:, None, None, None]
+def _fold_conv(part: ConvNorm, dtype: torch.dtype) -> Conv:
+    weight, bias, vectors = live_conv(part)
+    wide = _fold_dtype(weight, dtype)
+    weight, shift = aten.folded(weight, bias, vectors, part.norm.eps, wide)
     weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    return weight, shift.to(bias_dtype)
+    return weight, shift.to(torch.promote_types(dtype, torch.float32)), (), 0.0
+
+
+def live_conv(part: ConvNorm) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """The convolution's weight and bias and the norm's vectors, as they are now, as the ops take
+    them: a gamma or beta that stands alone gets the other one."""
+    conv, norm = part.conv, part.norm
+    bias = None if conv.bias is None else conv.bias.detach()
+    mean, variance = norm.running_mean.detach(), norm.running_var.detach()
+    gamma, beta = norm.weight, norm.bias
+    if gamma is None and beta is None:
+        return conv.weight.detach(), bias, (mean, variance)
+    gamma = torch.ones_like(mean) if gamma is None else gamma.detach()
+    beta = torch.zeros_like(mean) if beta is None else beta.detach()
+    return conv.weight.detach(), bias, (mean, variance, gamma, beta)
 
 
 def _fold_dtype(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -106,10 +112,10 @@ def pack_for_onednn(block: Block, weights: Weights, x: Tensor) -> Weights:
         images = images_at_a_time(x, weights.expand[0], expand.stride, expand.padding)
         shape = (images, *shape[1:])
     for name, part in convs_of(block):
-        weight, bias = getattr(weights, name)
+        weight, *rest = getattr(weights, name)
         stride, groups = part.stride, part.conv.groups
         layout = cpu.prepack(weight, shape, stride, part.padding, groups)
-        packed[name] = layout, bias
+        packed[name] = (layout, *rest)
         size = out_size(torch.empty(shape, device="meta"), weight, stride, part.padding)
         shape = (shape[0], weight.shape[0], *size)
     return Weights(**packed)

@@ -5,6 +5,12 @@ where it was built, brings its CUDA kernels first, then come Triton's, and ops w
 ATen on the GPU. ``torch.ops.effv2_triton`` has the same ops with Triton first, for whoever asks for
 it by name, on the CPU too where Triton interprets. What is switched off (``launch/switched_off``)
 declines, and the next in line runs.
+
+A convolution is given as it lies in its modules: weight, bias, norm and eps, prefixed where an op
+has two. weight: (O, I / groups, kh, kw). bias: (O,) or None. norm: (mean, variance, gamma, beta) of
+the batch norm behind it, in evaluation; (mean, variance) if it has no affine part; () where there
+is none, or where it is folded into weight and bias. All of norm has one dtype, and bias its own:
+float32 or weight's.
 """
 
 from __future__ import annotations

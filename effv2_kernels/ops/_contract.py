@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..activations import ACTS
 
+Norm = Sequence[Tensor]
+NORM = ("mean", "variance", "gamma", "beta")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -32,14 +34,16 @@ def check_conv(
     op: str,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     in_channels: int,
     prefix: str = "",
     kernel: int | None = None,
     cast: bool = False,
 ) -> None:
     """weight: (O, in_channels, kh, kw), of x's dtype unless the op will ``cast`` x to weight's;
-    bias: (O,), float32 or weight's dtype; all on x's device."""
+    bias, norm: as in ``check_norm``; all on x's device."""
     names = f"{prefix}weight", f"{prefix}bias"
     if weight.dim() != 4:
         fail(op, f"{names[0]} must be (O, I, kh, kw), got {weight.dim()} dimensions")
@@ -52,10 +56,33 @@ def check_conv(
         check_floating(op, names[0], weight)
     else:
         check_dtype(op, names[0], weight, x.dtype)
-    check_vector(op, names[1], bias, weight.shape[0])
-    if bias.dtype not in (weight.dtype, torch.float32):
-        fail(op, f"{names[1]} must be float32 or {weight.dtype}, got {bias.dtype}")
-    check_device(op, x, **{names[0]: weight, names[1]: bias})
+    check_device(op, x, **{names[0]: weight})
+    if bias is not None:
+        check_parameter(op, names[1], bias, weight)
+    if norm:
+        check_norm(op, f"{prefix}norm", norm, weight)
+        if eps < 0.0:
+            fail(op, f"{prefix}eps must not be negative, got {eps}")
+
+
+def check_norm(op: str, name: str, norm: Norm, weight: Tensor) -> None:
+    """(mean, variance) or (mean, variance, gamma, beta), each a vector of ``weight``'s outputs, all
+    of one dtype."""
+    if len(norm) not in (2, 4):
+        fail(op, f"{name} must be empty, (mean, variance) or (mean, variance, gamma, beta)")
+    for part, vector in zip(NORM, norm, strict=False):
+        check_parameter(op, f"{name}'s {part}", vector, weight)
+        if vector.dtype != norm[0].dtype:
+            fail(op, f"{name}'s {part} is {vector.dtype}, its mean is {norm[0].dtype}")
+
+
+def check_parameter(op: str, name: str, vector: Tensor, weight: Tensor) -> None:
+    """(O,), float32 or weight's dtype, on weight's device."""
+    check_vector(op, name, vector, weight.shape[0])
+    if vector.dtype not in (weight.dtype, torch.float32):
+        fail(op, f"{name} must be float32 or {weight.dtype}, got {vector.dtype}")
+    if vector.device != weight.device:
+        fail(op, f"{name} is on {vector.device}, its weight is on {weight.device}")
 
 
 def check_vector(op: str, name: str, vector: Tensor, length: int) -> None:

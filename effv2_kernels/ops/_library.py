@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -143,40 +144,69 @@ def _register_autograd(library: torch.library.Library, qualified: str, aten: Cal
     through an inference op. Training has kernels of its own and does not come through here."""
 
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
-        ctx.template = tuple(None if isinstance(a, Tensor) else a for a in inputs)
-        ctx.is_tensor = tuple(isinstance(a, Tensor) for a in inputs)
+        ctx.save_for_backward(*_tensors(inputs))
+        ctx.others = tuple(None if _holds_tensors(a) else a for a in inputs)
+        # How many tensors each argument is: None for one that is no list.
+        ctx.counts = tuple(len(a) if isinstance(a, list) else None for a in inputs)
+        ctx.is_tensor = tuple(map(_holds_tensors, inputs))
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         again = torch.is_grad_enabled()  # a gradient of this gradient will be asked for
         tensors = ctx.saved_tensors
-        saved = iter(tensors)
-        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+        # One flag a tensor, in a list where the argument is one.
+        needs = [n for n, t in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if t]
+        flat_needs = [f for need in needs for f in (need if isinstance(need, list) else [need])]
         with torch.enable_grad(), _no_autocast(tensors[0].device.type):
-            args = [
-                _own(next(saved), i in wanted, again) if tensor else other
-                for i, (other, tensor) in enumerate(zip(ctx.template, ctx.is_tensor, strict=True))
-            ]
-            outputs = aten(*args)
+            own = [_own(t, f, again) for t, f in zip(tensors, flat_needs, strict=True)]
+            outputs = aten(*_arranged(own, ctx.is_tensor, ctx.counts, ctx.others))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             used = [
                 (o, g)
                 for o, g in zip(outputs, grads, strict=True)
                 if g is not None and o.requires_grad
             ]
-            found = torch.autograd.grad(
-                [o for o, _ in used],
-                [args[i] for i in wanted],
-                [g for _, g in used],
-                allow_unused=True,
-                create_graph=again,
+            found = iter(
+                torch.autograd.grad(
+                    [o for o, _ in used],
+                    [t for t, need in zip(own, flat_needs, strict=True) if need],
+                    [g for _, g in used],
+                    allow_unused=True,
+                    create_graph=again,
+                )
             )
-        result: list[Tensor | None] = [None] * len(args)
-        for i, gradient in zip(wanted, found, strict=True):
-            result[i] = gradient
-        return tuple(result)
+        result = [next(found) if need else None for need in flat_needs]
+        # PyTorch wants an empty list for an empty list, whatever it is a list of.
+        none = tuple([] if count == 0 else None for count in ctx.counts)
+        return tuple(_arranged(result, ctx.is_tensor, ctx.counts, none))
 
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
+
+
+def _holds_tensors(argument: Any) -> bool:
+    """Whether it is a tensor or a list of them."""
+    if isinstance(argument, list):
+        return bool(argument) and isinstance(argument[0], Tensor)
+    return isinstance(argument, Tensor)
+
+
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    for argument in filter(_holds_tensors, arguments):
+        yield from argument if isinstance(argument, list) else (argument,)
+
+
+def _arranged(
+    values: Sequence[Any],
+    is_tensor: Sequence[bool],
+    counts: Sequence[int | None],
+    others: Sequence[Any],
+) -> Iterator[Any]:
+    """``values``, one a tensor, where the tensors were among the arguments."""
+    rest = iter(values)
+    for tensor, count, other in zip(is_tensor, counts, others, strict=True):
+        if not tensor:
+            yield other
+        else:
+            yield next(rest) if count is None else list(islice(rest, count))
 
 
 def _own(tensor: Tensor, wanted: bool, again: bool) -> Tensor:

@@ -7,31 +7,39 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
-SCHEMA = "conv_act_pool(Tensor x, Tensor weight, Tensor bias, str act) -> Tensor"
+SCHEMA = (
+    "conv_act_pool(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, str act) "
+    "-> Tensor"
+)
 OP = "conv_act_pool"
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str) -> None:
     _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, x.shape[1], kernel=1)
+    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
     _contract.check_act(OP, act)
 
 
 @fake_of(check)
-def fake(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
+def fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str
+) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
-def aten(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
-    """x: (N, I, H, W); weight: (O, I, 1, 1) with BN folded in; bias: (O,). Returns the mean over
-    H x W of act(conv(x) + bias): (N, O)."""
-    return on_any.mean(on_any.conv(x, weight, bias, act=act))
+def aten(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str
+) -> Tensor:
+    """x: (N, I, H, W); weight: (O, I, 1, 1); bias, norm, eps: as in ``ops/__init__``. Returns
+    the mean over H x W of act(norm(conv(x))): (N, O)."""
+    return on_any.mean(on_any.conv(x, weight, bias, norm, eps, act=act))
 
 
-def cpu(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
-    return on_any.mean(on_cpu.conv(x, weight, bias, act=act))
+def cpu(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str) -> Tensor:
+    return on_any.mean(on_cpu.conv(x, weight, bias, norm, eps, act=act))
 
 
 NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

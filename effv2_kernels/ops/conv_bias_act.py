@@ -9,25 +9,28 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "conv_bias_act(Tensor x, Tensor weight, Tensor bias, Tensor? residual, "
-    "int[] stride, int[] padding, str act) -> Tensor"
+    "conv_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
+    "Tensor? residual, int[] stride, int[] padding, str act) -> Tensor"
 )
 
 
 def check(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> None:
     _contract.check_map("conv_bias_act", "x", x)
-    _contract.check_conv("conv_bias_act", x, weight, bias, x.shape[1])
+    _contract.check_conv("conv_bias_act", x, weight, bias, norm, eps, x.shape[1])
     _contract.check_window("conv_bias_act", x, weight, stride, padding)
     _contract.check_act("conv_bias_act", act)
     shape = (x.shape[0], weight.shape[0], *_contract.out_size(x, weight, stride, padding))
@@ -38,7 +41,9 @@ def check(
 def fake(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -50,27 +55,32 @@ def fake(
 def aten(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    """x: (N, I, H, W); weight: (O, I, kh, kw) with BN folded in; bias: (O,); residual: (N, O,
-    H', W') or None, added after the activation. Returns (N, O, H', W'), channels_last."""
-    return on_any.conv(x, weight, bias, stride, padding, act, residual=residual)
+    """x: (N, I, H, W); weight: (O, I, kh, kw); bias, norm, eps: as in ``ops/__init__``;
+    residual: (N, O, H', W') or None, added after the activation. Returns (N, O, H', W'),
+    channels_last."""
+    return on_any.conv(x, weight, bias, norm, eps, stride, padding, act, residual=residual)
 
 
 def cpu(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    return on_cpu.conv(x, weight, bias, stride, padding, act, residual=residual)
+    return on_cpu.conv(x, weight, bias, norm, eps, stride, padding, act, residual=residual)
 
 
 NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "depthwise_bias_act(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, "
-    "str act, bool squeeze) -> (Tensor, Tensor)"
+    "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
+    "int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
 OP = "depthwise_bias_act"
 
@@ -22,14 +23,16 @@ OP = "depthwise_bias_act"
 def check(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> None:
     _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, 1)
+    _contract.check_conv(OP, x, weight, bias, norm, eps, 1)
     if weight.shape[0] != x.shape[1]:
         _contract.fail(OP, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
     _contract.check_window(OP, x, weight, stride, padding)
@@ -40,7 +43,9 @@ def check(
 def fake(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -54,28 +59,33 @@ def fake(
 def aten(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> tuple[Tensor, Tensor]:
-    """x: (N, C, H, W); weight: (C, 1, k, k) with BN folded in; bias: (C,). Returns y: (N, C, H',
-    W'), channels_last, and its mean over H' x W': (N, C), or (N, 0) without ``squeeze``."""
-    y = on_any.conv(x, weight, bias, stride, padding, act, groups=weight.shape[0])
+    """x: (N, C, H, W); weight: (C, 1, k, k); bias, norm, eps: as in ``ops/__init__``. Returns
+    y: (N, C, H', W'), channels_last, and its mean over H' x W': (N, C), or (N, 0) without
+    ``squeeze``."""
+    y = on_any.conv(x, weight, bias, norm, eps, stride, padding, act, groups=weight.shape[0])
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
 def cpu(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> tuple[Tensor, Tensor]:
-    y = on_cpu.conv(x, weight, bias, stride, padding, act, groups=weight.shape[0])
+    y = on_cpu.conv(x, weight, bias, norm, eps, stride, padding, act, groups=weight.shape[0])
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 

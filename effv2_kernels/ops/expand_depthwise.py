@@ -10,12 +10,13 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "expand_depthwise(Tensor x, Tensor expand_weight, Tensor expand_bias, "
-    "Tensor depthwise_weight, Tensor depthwise_bias, int[] stride, int[] padding, str act, "
-    "bool squeeze) -> (Tensor, Tensor)"
+    "expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
+    "float expand_eps, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor[] depthwise_norm, "
+    "float depthwise_eps, int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
 OP = "expand_depthwise"
 
@@ -23,17 +24,25 @@ OP = "expand_depthwise"
 def check(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> None:
     _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, expand_weight, expand_bias, x.shape[1], "expand_", kernel=1)
-    _contract.check_conv(OP, x, depthwise_weight, depthwise_bias, 1, "depthwise_")
+    _contract.check_conv(
+        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_", kernel=1
+    )
+    _contract.check_conv(
+        OP, x, depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps, 1, "depthwise_"
+    )
     expanded, depthwise = expand_weight.shape[0], depthwise_weight.shape[0]
     if expanded != depthwise:
         _contract.fail(OP, f"expand gives {expanded} channels, depthwise takes {depthwise}")
@@ -45,9 +54,13 @@ def check(
 def fake(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -62,38 +75,66 @@ def fake(
 def aten(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> tuple[Tensor, Tensor]:
-    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k); biases: (E,);
-    BN folded into both. The padding is of the *expanded* tensor: outside the map it is 0, not
-    act(expand_bias). Returns y: (N, E, H', W'), channels_last, and its mean over H' x W': (N, E),
-    or (N, 0) without ``squeeze``."""
-    hidden = on_any.conv(x, expand_weight, expand_bias, act=act)
+    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k); biases, norms
+    and eps: as in ``ops/__init__``. The padding is of the *expanded* tensor: outside the map it is
+    0, not what the expansion makes of 0. Returns y: (N, E, H', W'), channels_last, and its mean
+    over H' x W': (N, E), or (N, 0) without ``squeeze``."""
+    hidden = on_any.conv(x, expand_weight, expand_bias, expand_norm, expand_eps, act=act)
     groups = depthwise_weight.shape[0]
-    y = on_any.conv(hidden, depthwise_weight, depthwise_bias, stride, padding, act, groups)
+    y = on_any.conv(
+        hidden,
+        depthwise_weight,
+        depthwise_bias,
+        depthwise_norm,
+        depthwise_eps,
+        stride,
+        padding,
+        act,
+        groups,
+    )
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
 def cpu(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
     squeeze: bool,
 ) -> tuple[Tensor, Tensor]:
-    hidden = on_cpu.conv(x, expand_weight, expand_bias, act=act)
+    hidden = on_cpu.conv(x, expand_weight, expand_bias, expand_norm, expand_eps, act=act)
     groups = depthwise_weight.shape[0]
-    y = on_cpu.conv(hidden, depthwise_weight, depthwise_bias, stride, padding, act, groups)
+    y = on_cpu.conv(
+        hidden,
+        depthwise_weight,
+        depthwise_bias,
+        depthwise_norm,
+        depthwise_eps,
+        stride,
+        padding,
+        act,
+        groups,
+    )
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 

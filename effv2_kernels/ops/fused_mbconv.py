@@ -11,11 +11,13 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "fused_mbconv(Tensor x, Tensor expand_weight, Tensor expand_bias, Tensor project_weight, "
-    "Tensor project_bias, bool residual, int[] stride, int[] padding, str act) -> Tensor"
+    "fused_mbconv(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
+    "float expand_eps, Tensor project_weight, Tensor? project_bias, Tensor[] project_norm, "
+    "float project_eps, bool residual, int[] stride, int[] padding, str act) -> Tensor"
 )
 OP = "fused_mbconv"
 
@@ -23,18 +25,26 @@ OP = "fused_mbconv"
 def check(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     project_weight: Tensor,
-    project_bias: Tensor,
+    project_bias: Tensor | None,
+    project_norm: Norm,
+    project_eps: float,
     residual: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> None:
     _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, expand_weight, expand_bias, x.shape[1], "expand_")
+    _contract.check_conv(
+        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_"
+    )
     mid = expand_weight.shape[0]
-    _contract.check_conv(OP, x, project_weight, project_bias, mid, "project_", kernel=1)
+    _contract.check_conv(
+        OP, x, project_weight, project_bias, project_norm, project_eps, mid, "project_", kernel=1
+    )
     _contract.check_window(OP, x, expand_weight, stride, padding)
     _contract.check_act(OP, act)
     if residual:
@@ -46,9 +56,13 @@ def check(
 def fake(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     project_weight: Tensor,
-    project_bias: Tensor,
+    project_bias: Tensor | None,
+    project_norm: Norm,
+    project_eps: float,
     residual: bool,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -61,19 +75,32 @@ def fake(
 def aten(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     project_weight: Tensor,
-    project_bias: Tensor,
+    project_bias: Tensor | None,
+    project_norm: Norm,
+    project_eps: float,
     residual: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    """x: (N, C, H, W); expand_weight: (E, C, k, k), expand_bias: (E,); project_weight: (O, E, 1,
-    1), project_bias: (O,); BN folded into both. ``residual`` adds x (stride 1 and O == C).
-    Returns (N, O, H', W'), channels_last."""
-    hidden = on_any.conv(x, expand_weight, expand_bias, stride, padding, act)
-    return on_any.conv(hidden, project_weight, project_bias, residual=x if residual else None)
+    """x: (N, C, H, W); expand_weight: (E, C, k, k); project_weight: (O, E, 1, 1); biases, norms
+    and eps: as in ``ops/__init__``. ``residual`` adds x (stride 1 and O == C). Returns (N, O, H',
+    W'), channels_last."""
+    hidden = on_any.conv(
+        x, expand_weight, expand_bias, expand_norm, expand_eps, stride, padding, act
+    )
+    return on_any.conv(
+        hidden,
+        project_weight,
+        project_bias,
+        project_norm,
+        project_eps,
+        residual=x if residual else None,
+    )
 
 
 def images_at_a_time(
@@ -88,9 +115,13 @@ def images_at_a_time(
 def cpu(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     project_weight: Tensor,
-    project_bias: Tensor,
+    project_bias: Tensor | None,
+    project_norm: Norm,
+    project_eps: float,
     residual: bool,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -100,9 +131,15 @@ def cpu(
     the system at every call, and its pages are faulted in again at the next."""
     parts = []
     for part in x.split(images_at_a_time(x, expand_weight, stride, padding)):
-        hidden = on_cpu.conv(part, expand_weight, expand_bias, stride, padding, act)
+        hidden = on_cpu.conv(
+            part, expand_weight, expand_bias, expand_norm, expand_eps, stride, padding, act
+        )
         skip = part if residual else None
-        parts.append(on_cpu.conv(hidden, project_weight, project_bias, residual=skip))
+        parts.append(
+            on_cpu.conv(
+                hidden, project_weight, project_bias, project_norm, project_eps, residual=skip
+            )
+        )
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -7,20 +7,28 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor bias, Tensor? residual, "
-    "str act) -> Tensor"
+    "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
+    "Tensor? residual, str act) -> Tensor"
 )
 OP = "gated_project"
 
 
 def check(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    residual: Tensor | None,
+    act: str,
 ) -> None:
     _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, x.shape[1], kernel=1)
+    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
     if tuple(gate.shape) != (x.shape[0], x.shape[1]):
         expected = (x.shape[0], x.shape[1])
         _contract.fail(OP, f"gate must be {expected}, got {tuple(gate.shape)}")
@@ -33,23 +41,49 @@ def check(
 
 @fake_of(check)
 def fake(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    residual: Tensor | None,
+    act: str,
 ) -> Tensor:
     return _contract.empty_map(x, weight.shape[0], x.shape[2], x.shape[3])
 
 
 def aten(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    residual: Tensor | None,
+    act: str,
 ) -> Tensor:
-    """x: (N, E, H, W); gate: (N, E); weight: (O, E, 1, 1) with BN folded in; bias: (O,);
-    residual: (N, O, H, W) or None, added last. Returns (N, O, H, W), channels_last."""
-    return on_any.conv(x * gate[:, :, None, None], weight, bias, act=act, residual=residual)
+    """x: (N, E, H, W); gate: (N, E); weight: (O, E, 1, 1); bias, norm, eps: as in
+    ``ops/__init__``; residual: (N, O, H, W) or None, added last. Returns (N, O, H, W),
+    channels_last."""
+    return on_any.conv(
+        x * gate[:, :, None, None], weight, bias, norm, eps, act=act, residual=residual
+    )
 
 
 def cpu(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    residual: Tensor | None,
+    act: str,
 ) -> Tensor:
-    return on_cpu.conv(x * gate[:, :, None, None], weight, bias, act=act, residual=residual)
+    return on_cpu.conv(
+        x * gate[:, :, None, None], weight, bias, norm, eps, act=act, residual=residual
+    )
 
 
 NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

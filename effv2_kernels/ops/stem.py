@@ -9,42 +9,72 @@ from torch import Tensor
 from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
+from ._contract import Norm
 from ._library import fake_of, register
 
 SCHEMA = (
-    "stem(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, str act) -> Tensor"
+    "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
+    "int[] padding, str act) -> Tensor"
 )
 
 
 def check(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> None:
     _contract.check_map("stem", "x", x)
-    _contract.check_conv("stem", x, weight, bias, x.shape[1], cast=True)
+    _contract.check_conv("stem", x, weight, bias, norm, eps, x.shape[1], cast=True)
     _contract.check_window("stem", x, weight, stride, padding)
     _contract.check_act("stem", act)
 
 
 @fake_of(check)
 def fake(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
     size = _contract.out_size(x, weight, stride, padding)
     return _contract.empty_map(x, weight.shape[0], *size, dtype=weight.dtype)
 
 
 def aten(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
-    """x: (N, I, H, W) of any floating dtype, NCHW or NHWC; weight: (O, I, kh, kw) with BN folded
-    in; bias: (O,). Returns (N, O, H', W') in weight's dtype, channels_last."""
-    return on_any.conv(x.to(weight.dtype), weight, bias, stride, padding, act)
+    """x: (N, I, H, W) of any floating dtype, NCHW or NHWC; weight: (O, I, kh, kw); bias, norm,
+    eps: as in ``ops/__init__``. Returns (N, O, H', W') in weight's dtype, channels_last."""
+    return on_any.conv(x.to(weight.dtype), weight, bias, norm, eps, stride, padding, act)
 
 
 def cpu(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
-    return on_cpu.conv(x.to(weight.dtype), weight, bias, stride, padding, act)
+    return on_cpu.conv(x.to(weight.dtype), weight, bias, norm, eps, stride, padding, act)
 
 
 NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)

@@ -35,25 +35,24 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 GATES = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
-# Names of the tensor arguments, in order; then the rest.
+NORMS = ("affine", "plain", "none")
+# Names of the arguments, in order.
+_CONV = ("weight", "bias", "norm", "eps")
+_EXPAND, _DEPTHWISE, _PROJECT = (
+    tuple(f"{which}_{name}" for name in _CONV) for which in ("expand", "depthwise", "project")
+)
 NAMES = {
-    "stem": ("x", "weight", "bias", "stride", "padding", "act"),
-    "conv_bias_act": ("x", "weight", "bias", "residual", "stride", "padding", "act"),
-    "fused_mbconv": (
-        *("x", "expand_weight", "expand_bias", "project_weight", "project_bias"),
-        *("residual", "stride", "padding", "act"),
-    ),
-    "depthwise_bias_act": ("x", "weight", "bias", "stride", "padding", "act", "squeeze"),
-    "expand_depthwise": (
-        *("x", "expand_weight", "expand_bias", "depthwise_weight", "depthwise_bias"),
-        *("stride", "padding", "act", "squeeze"),
-    ),
+    "stem": ("x", *_CONV, "stride", "padding", "act"),
+    "conv_bias_act": ("x", *_CONV, "residual", "stride", "padding", "act"),
+    "fused_mbconv": ("x", *_EXPAND, *_PROJECT, "residual", "stride", "padding", "act"),
+    "depthwise_bias_act": ("x", *_CONV, "stride", "padding", "act", "squeeze"),
+    "expand_depthwise": ("x", *_EXPAND, *_DEPTHWISE, "stride", "padding", "act", "squeeze"),
     "squeeze_excite_gate": (
         *("pooled", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias"),
         *("act", "gate"),
     ),
-    "gated_project": ("x", "gate", "weight", "bias", "residual", "act"),
-    "conv_act_pool": ("x", "weight", "bias", "act"),
+    "gated_project": ("x", "gate", *_CONV, "residual", "act"),
+    "conv_act_pool": ("x", *_CONV, "act"),
 }
 Arguments = dict[str, Any]
 
@@ -133,6 +132,14 @@ class Maker:
     def weight(self, out: int, each: int, kernel: Sequence[int]) -> Tensor:
         return self(out, each, *kernel, scale=(each * kernel[0] * kernel[1]) ** -0.5)
 
+    def norm(self, out: int, kind: str, dtype: torch.dtype | None) -> list[Tensor]:
+        """Mean, variance, and gamma and beta if "affine", none of which are the defaults."""
+        if kind == "none":
+            return []
+        mean, spread, gamma, beta = (self(out, dtype=dtype) for _ in range(4))
+        found = [mean, spread.square_().add_(0.1)]
+        return [*found, gamma.mul_(0.3).add_(1.0), beta] if kind == "affine" else found
+
 
 def arguments(
     op: str,
@@ -145,18 +152,26 @@ def arguments(
     act: str = "silu",
     gate: str = "sigmoid",
     extra: bool = True,
+    bias: bool = True,
     bias_dtype: torch.dtype | None = None,
+    norm: str = "affine",
     seed: int = 0,
 ) -> Arguments:
-    """Random arguments by name. ``extra``: with residual or squeeze, where the op has it."""
+    """Random arguments by name. ``extra``: with residual or squeeze, where the op has it; ``norm``:
+    one of NORMS; ``bias_dtype``: of every vector of a convolution and its norm."""
     make = Maker(dtype, layout, seed)
     into, out = channels
     height, width = geometry.out()
     window = {"stride": list(geometry.stride), "padding": list(geometry.padding), "act": act}
 
-    def pair(name: str, out: int, each: int, kernel: Sequence[int]) -> Arguments:
-        weight = make.weight(out, each, kernel)
-        return {f"{name}weight": weight, f"{name}bias": make(out, dtype=bias_dtype)}
+    def conv(name: str, out: int, each: int, kernel: Sequence[int]) -> Arguments:
+        vector = make(out, dtype=bias_dtype) if bias or norm == "none" else None
+        return {
+            f"{name}weight": make.weight(out, each, kernel),
+            f"{name}bias": vector,
+            f"{name}norm": make.norm(out, norm, bias_dtype),
+            f"{name}eps": 1e-3 if name == "expand_" else 1e-5,
+        }
 
     if op == "squeeze_excite_gate":
         return {
@@ -170,26 +185,26 @@ def arguments(
         }
     found = {"x": make(batch, into, *geometry.size)}
     if op == "stem":
-        return found | pair("", out, into, geometry.kernel) | window
+        return found | conv("", out, into, geometry.kernel) | window
     if op == "conv_bias_act":
         residual = make(batch, out, height, width) if extra else None
-        return found | pair("", out, into, geometry.kernel) | {"residual": residual} | window
+        return found | conv("", out, into, geometry.kernel) | {"residual": residual} | window
     if op == "fused_mbconv":
         residual = extra and (height, width) == geometry.size
-        found |= pair("expand_", out, into, geometry.kernel)
-        found |= pair("project_", into if residual else out + 3, out, (1, 1))
+        found |= conv("expand_", out, into, geometry.kernel)
+        found |= conv("project_", into if residual else out + 3, out, (1, 1))
         return found | {"residual": residual} | window
     if op == "depthwise_bias_act":
-        return found | pair("", into, 1, geometry.kernel) | window | {"squeeze": extra}
+        return found | conv("", into, 1, geometry.kernel) | window | {"squeeze": extra}
     if op == "expand_depthwise":
-        found |= pair("expand_", out, into, (1, 1)) | pair("depthwise_", out, 1, geometry.kernel)
+        found |= conv("expand_", out, into, (1, 1)) | conv("depthwise_", out, 1, geometry.kernel)
         return found | window | {"squeeze": extra}
     if op == "gated_project":
         found["gate"] = torch.sigmoid(make(batch, into))
         residual = make(batch, out, *geometry.size) if extra else None
-        return found | pair("", out, into, (1, 1)) | {"residual": residual, "act": act}
+        return found | conv("", out, into, (1, 1)) | {"residual": residual, "act": act}
     assert op == "conv_act_pool"
-    return found | pair("", out, into, (1, 1)) | {"act": act}
+    return found | conv("", out, into, (1, 1)) | {"act": act}
 
 
 def ordered(op: str, args: Arguments) -> tuple:
@@ -203,22 +218,32 @@ def run(op: str, args: Arguments) -> tuple[Tensor, ...]:
 
 
 def mapped(args: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
-    return {k: change(v) if isinstance(v, Tensor) else v for k, v in args.items()}
+    """With every tensor changed, those of norms too."""
+    return {
+        k: list(map(change, v)) if k.endswith("norm") else change(v) if isinstance(v, Tensor) else v
+        for k, v in args.items()
+    }
 
 
 def tensors(args: Arguments) -> Iterator[Tensor]:
-    return (value for value in args.values() if isinstance(value, Tensor))
+    """All of them, in order, those of norms too."""
+    for name, value in args.items():
+        if name.endswith("norm"):
+            yield from value
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def _convolve(x: Tensor, args: Arguments, prefix: str, act: str, window: bool) -> Tensor:
-    weight, bias = args[f"{prefix}weight"], args[f"{prefix}bias"]
+    weight, bias, norm, eps = (args[f"{prefix}{name}"] for name in _CONV)
     kernel, stride = tuple(weight.shape[2:]), (1, 1)
     if window:
         stride = tuple(args["stride"])
         sides = Geometry(tuple(x.shape[2:]), kernel, stride, tuple(args["padding"])).sides()
         x = F.pad(x, (sides[2], sides[3], sides[0], sides[1]))
     groups = x.shape[1] // weight.shape[1]
-    return ACTS[act](F.conv2d(x, weight, bias.to(x.dtype), stride, groups=groups))
+    y = F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), stride, groups=groups)
+    return ACTS[act](F.batch_norm(y, *norm, eps=eps) if norm else y)
 
 
 def _squeezed(y: Tensor, squeeze: bool) -> tuple[Tensor, Tensor]:
