@@ -62,8 +62,7 @@ def conv(
     bias = bias if bias is None else bias.to(x.dtype)
     y = F.conv2d(x, weight, bias, tuple(stride), symmetric, groups=groups)
     if norm:
-        mean, variance, gamma, beta = four(norm)
-        y = F.batch_norm(y, mean, variance, gamma, beta, eps=eps)
+        y = normed(y, norm, eps)
     y = FUNCTIONS[act](y)
     return channels_last(y if residual is None else y + residual)
 
@@ -73,6 +72,17 @@ def four(norm: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor 
     mean, variance, *affine = norm
     gamma, beta = affine or (None, None)
     return mean, variance, gamma, beta
+
+
+def normed(y: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:
+    """Batch norm in evaluation, differentiable in all that it is given."""
+    mean, variance, gamma, beta = four(norm)
+    if not (mean.requires_grad or variance.requires_grad):
+        return F.batch_norm(y, mean, variance, gamma, beta, eps=eps)
+    # PyTorch's own refuses to.
+    wide = torch.promote_types(y.dtype, torch.float32)
+    scale, shift = (v[:, None, None] for v in scale_and_shift(None, norm, eps, wide))
+    return (y.to(wide) * scale + shift).to(y.dtype)
 
 
 def folded(
@@ -86,6 +96,14 @@ def folded(
     eps) times the weight, computed in ``wide``, by default float32 or weight's dtype, whatever is
     wider. Both are returned in that dtype."""
     wide = wide or torch.promote_types(weight.dtype, torch.float32)
+    scale, shift = scale_and_shift(bias, norm, eps, wide)
+    return weight.to(wide) * scale[:, None, None, None], shift
+
+
+def scale_and_shift(
+    bias: Tensor | None, norm: Sequence[Tensor], eps: float, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What the norm does to a convolution without its bias, in ``wide``: y scale + shift."""
     mean, variance, gamma, beta = four(norm)
     scale = torch.rsqrt(variance.to(wide) + eps)
     if gamma is not None:
@@ -95,7 +113,7 @@ def folded(
         shift = shift + bias.to(wide) * scale
     if beta is not None:
         shift = shift + beta.to(wide)
-    return weight.to(wide) * scale[:, None, None, None], shift
+    return scale, shift
 
 
 def ambiguous(*maps: Tensor) -> bool:

@@ -11,30 +11,35 @@ def _window(weight: Any, stride: Sequence[int]) -> tuple[int, int]:
     return weight.shape[2], stride[0]
 
 
-def _stem(x: Any, weight: Any, bias: Any, stride: Sequence[int], *_: Any) -> tuple[int, ...]:
+# A convolution is four arguments: weight, bias, norm, eps.
+
+
+def _stem(
+    x: Any, weight: Any, _b: Any, _n: Any, _e: Any, stride: Sequence[int], *_: Any
+) -> tuple[int, ...]:
     return (*x.shape, weight.shape[0], *_window(weight, stride))
 
 
 def _conv(
-    x: Any, weight: Any, bias: Any, residual: Any, stride: Sequence[int], *_: Any
+    x: Any, weight: Any, _b: Any, _n: Any, _e: Any, residual: Any, stride: Sequence[int], *_: Any
 ) -> tuple[int, ...]:
     return (*x.shape, weight.shape[0], *_window(weight, stride), int(residual is not None))
 
 
-def _fused_mbconv(
-    x: Any, first: Any, _b: Any, last: Any, _c: Any, residual: bool, stride: Sequence[int], *_: Any
-) -> tuple[int, ...]:
+def _fused_mbconv(x: Any, *rest: Any) -> tuple[int, ...]:
+    first, last, residual, stride = rest[0], rest[4], rest[8], rest[9]
     sizes = first.shape[0], last.shape[0]
     return (*x.shape, *sizes, *_window(first, stride), int(residual))
 
 
-def _depthwise(x: Any, weight: Any, bias: Any, stride: Sequence[int], *_: Any) -> tuple[int, ...]:
+def _depthwise(
+    x: Any, weight: Any, _b: Any, _n: Any, _e: Any, stride: Sequence[int], *_: Any
+) -> tuple[int, ...]:
     return (*x.shape, *_window(weight, stride))
 
 
-def _expand_depthwise(
-    x: Any, first: Any, _b: Any, depthwise: Any, _c: Any, stride: Sequence[int], *_: Any
-) -> tuple[int, ...]:
+def _expand_depthwise(x: Any, *rest: Any) -> tuple[int, ...]:
+    first, depthwise, stride = rest[0], rest[4], rest[8]
     return (*x.shape, first.shape[0], *_window(depthwise, stride))
 
 
@@ -43,7 +48,7 @@ def _gate(pooled: Any, reduce_weight: Any, *_: Any) -> tuple[int, ...]:
 
 
 def _gated_project(
-    x: Any, gate: Any, weight: Any, bias: Any, residual: Any, *_: Any
+    x: Any, gate: Any, weight: Any, _b: Any, _n: Any, _e: Any, residual: Any, *_: Any
 ) -> tuple[int, ...]:
     return (*x.shape, weight.shape[0], int(residual is not None))
 

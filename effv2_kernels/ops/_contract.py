@@ -61,8 +61,8 @@ def check_conv(
         check_parameter(op, names[1], bias, weight)
     if norm:
         check_norm(op, f"{prefix}norm", norm, weight)
-        if eps < 0.0:
-            fail(op, f"{prefix}eps must not be negative, got {eps}")
+        if eps <= 0.0:
+            fail(op, f"{prefix}eps must be positive, got {eps}")
 
 
 def check_norm(op: str, name: str, norm: Norm, weight: Tensor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -89,6 +89,7 @@ def _define(library: torch.library.Library, schema: str, fake: Callable, aten: C
     library.define(schema, tags=_TAGS)
     torch.library.register_fake(qualified, fake, lib=library)
     _register_autograd(library, qualified, aten)
+    _register_vmap(library, qualified)
     for device in ("CPU", "CUDA"):
         library.impl(name, _autocast(qualified, device), f"Autocast{device}")
     return name
@@ -154,7 +155,8 @@ def _register_autograd(library: torch.library.Library, qualified: str, aten: Cal
         again = torch.is_grad_enabled()  # a gradient of this gradient will be asked for
         tensors = ctx.saved_tensors
         # One flag a tensor, in a list where the argument is one.
-        needs = [n for n, t in zip(ctx.needs_input_grad, ctx.is_tensor, strict=True) if t]
+        # Arguments that were left to their defaults have none.
+        needs = [n for n, t in zip(ctx.needs_input_grad, ctx.is_tensor, strict=False) if t]
         flat_needs = [f for need in needs for f in (need if isinstance(need, list) else [need])]
         with torch.enable_grad(), _no_autocast(tensors[0].device.type):
             own = [_own(t, f, again) for t, f in zip(tensors, flat_needs, strict=True)]
@@ -180,6 +182,28 @@ def _register_autograd(library: torch.library.Library, qualified: str, aten: Cal
         return tuple(_arranged(result, ctx.is_tensor, ctx.counts, none))
 
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
+
+
+def _register_vmap(library: torch.library.Library, qualified: str) -> None:
+    """A loop over the samples: slow and right. PyTorch's own does not know lists of tensors."""
+
+    def looped(info: Any, in_dims: tuple, *args: Any) -> Any:
+        samples = [
+            _overload(qualified)(*map(_sample, args, in_dims, repeat(i)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples), 0
+        return tuple(map(torch.stack, zip(*samples, strict=True))), (0,) * len(samples[0])
+
+    torch.library.register_vmap(qualified, looped, lib=library)
+
+
+def _sample(argument: Any, dim: Any, index: int) -> Any:
+    if isinstance(argument, list):
+        dims = dim if isinstance(dim, list) else repeat(dim)
+        return [_sample(part, own, index) for part, own in zip(argument, dims, strict=False)]
+    return argument if dim is None else argument.select(dim, index)
 
 
 def _holds_tensors(argument: Any) -> bool:

@@ -243,7 +243,15 @@ def _convolve(x: Tensor, args: Arguments, prefix: str, act: str, window: bool) -
         x = F.pad(x, (sides[2], sides[3], sides[0], sides[1]))
     groups = x.shape[1] // weight.shape[1]
     y = F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), stride, groups=groups)
-    return ACTS[act](F.batch_norm(y, *norm, eps=eps) if norm else y)
+    return ACTS[act](_normed(y, norm, eps) if norm else y)
+
+
+def _normed(y: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:
+    if not any(vector.requires_grad for vector in norm[:2]):
+        return F.batch_norm(y, *norm, eps=eps)
+    mean, variance, *affine = (vector[:, None, None].to(y.dtype) for vector in norm)
+    gamma, beta = affine or (1.0, 0.0)
+    return (y - mean) / (variance + eps).sqrt() * gamma + beta
 
 
 def _squeezed(y: Tensor, squeeze: bool) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.cases import NAMES, OPS, arguments, mapped, run, tensors
+from tests.ops.cases import NAMES, OPS, Arguments, arguments, mapped, run, tensors
 
 DTYPES = [torch.bfloat16, torch.float16]
+
+
+def norms(args: Arguments) -> Arguments:
+    return {name: value for name, value in args.items() if name.endswith("norm")}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -16,7 +20,8 @@ def test_float32_arguments_are_cast(op: str, dtype: torch.dtype) -> None:
     args = arguments(op)
     with torch.autocast("cpu", dtype=dtype):
         found = run(op, args)
-    right = run(op, mapped(args, lambda t: t.to(dtype)))
+    # Not the norm, as in PyTorch: its statistics would lose their digits.
+    right = run(op, mapped(args, lambda t: t.to(dtype)) | norms(args))
     for output, expected in zip(found, right, strict=True):
         assert output.dtype == dtype and torch.equal(output, expected)
 
@@ -59,6 +64,7 @@ def test_gradients_return_in_the_arguments_dtype(op: str) -> None:
     output.float().square().sum().backward()
     for tensor in tensors(args):
         assert tensor.grad.dtype == torch.float32
+    for tensor in tensors({k: v for k, v in args.items() if k not in norms(args)}):
         # Exact gradients of a bf16 computation are bf16 numbers.
         assert torch.equal(tensor.grad, tensor.grad.bfloat16().float())
 

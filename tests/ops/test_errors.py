@@ -28,7 +28,14 @@ def _map(name: str) -> list[Wrong]:
 
 
 def _conv(prefix: str = "", *, kernel: bool = False, typed: bool = True) -> list[Wrong]:
-    weight, bias = f"{prefix}weight", f"{prefix}bias"
+    weight, bias, norm = f"{prefix}weight", f"{prefix}bias", f"{prefix}norm"
+
+    def replace_in_norm(index: int, change: Callable[[Tensor], Tensor]) -> Change:
+        def change_it(args: Arguments) -> None:
+            args[norm] = [change(v) if i == index else v for i, v in enumerate(args[norm])]
+
+        return change_it
+
     wrong = [
         (
             f"{weight} of rank 2",
@@ -39,6 +46,16 @@ def _conv(prefix: str = "", *, kernel: bool = False, typed: bool = True) -> list
         (f"{bias} length", replace(bias, lambda t: t[1:]), rf"{bias} must be \("),
         (f"{bias} rank", replace(bias, lambda t: t[:, None]), rf"{bias} must be \("),
         (f"{bias} dtype", replace(bias, Tensor.half), f"{bias} must be float32 or"),
+        (
+            f"{norm} of three",
+            lambda args: args.update({norm: args[norm][:3]}),
+            f"{norm} must be em",
+        ),
+        (f"{norm} length", replace_in_norm(2, lambda t: t[1:]), rf"{norm}'s gamma must be \("),
+        (f"{norm} rank", replace_in_norm(3, lambda t: t[:, None]), rf"{norm}'s beta must be \("),
+        (f"{norm} dtype", replace_in_norm(0, Tensor.half), f"{norm}'s mean must be float32 or"),
+        (f"{norm} device", replace_in_norm(1, lambda t: t.to("meta")), f"{norm}'s variance is on"),
+        (f"{prefix}eps", _set(**{f"{prefix}eps": 0.0}), f"{prefix}eps must be positive"),
         (f"{weight} device", replace(weight, lambda t: t.to("meta")), f"{weight} is on"),
         (f"{bias} device", replace(bias, lambda t: t.to("meta")), f"{bias} is on"),
     ]
@@ -53,6 +70,15 @@ def _conv(prefix: str = "", *, kernel: bool = False, typed: bool = True) -> list
             (f"{weight} 3x3", replace(weight, lambda t: t.repeat(1, 1, 3, 3)), "must be 1x1")
         )
     return wrong
+
+
+def _cut(prefix: str, args: Arguments) -> Arguments:
+    """The convolution without its first output."""
+    own = {name: args[f"{prefix}{name}"] for name in ("weight", "bias", "norm")}
+    return {
+        f"{prefix}{name}": [v[1:] for v in value] if name == "norm" else value[1:]
+        for name, value in own.items()
+    }
 
 
 def _set(**values: object) -> Change:
@@ -98,9 +124,7 @@ WRONG: dict[str, list[Wrong]] = {
         ("residual of stride 2", _set(stride=[2, 2]), "residual must be"),
         (
             "residual of other channels",
-            lambda args: args.update(
-                project_weight=args["project_weight"][1:], project_bias=args["project_bias"][1:]
-            ),
+            lambda args: args.update(_cut("project_", args)),
             "residual must be",
         ),
     ],
@@ -119,10 +143,7 @@ WRONG: dict[str, list[Wrong]] = {
         *ACT,
         (
             "two widths",
-            lambda args: args.update(
-                depthwise_weight=args["depthwise_weight"][1:],
-                depthwise_bias=args["depthwise_bias"][1:],
-            ),
+            lambda args: args.update(_cut("depthwise_", args)),
             "expand gives 20 channels, depthwise takes 19",
         ),
     ],

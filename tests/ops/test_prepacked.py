@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from tests.ops.cases import (
     OPS,
     SMALL,
     WINDOWED,
+    Arguments,
     Geometry,
     arguments,
     mapped,
@@ -28,7 +31,12 @@ NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in cpu.one
 pytestmark = pytest.mark.skipif(not NATIVE, reason="this PyTorch has no oneDNN")
 
 
-def check(op: str, args: dict, size: tuple[int, int] | None = None) -> None:
+def folded(op: str, *args: Any, **options: Any) -> Arguments:
+    """Only weights that a norm was folded into are packed."""
+    return arguments(op, *args, norm="none", **options)
+
+
+def check(op: str, args: Arguments, size: tuple[int, int] | None = None) -> None:
     prepacked = packed(op, args, size)
     assert any(t.is_mkldnn for t in tensors(prepacked))
     found = run(op, prepacked)
@@ -45,7 +53,7 @@ def check(op: str, args: dict, size: tuple[int, int] | None = None) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("op", WINDOWED)
 def test_windows(op: str, geometry: Geometry, dtype: torch.dtype) -> None:
-    check(op, arguments(op, geometry, dtype=dtype, batch=geometry.batch()))
+    check(op, folded(op, geometry, dtype=dtype, batch=geometry.batch()))
 
 
 @pytest.mark.parametrize("dtype", NATIVE, ids=str)
@@ -55,20 +63,20 @@ def test_activations_and_layouts(op: str, act: str, dtype: torch.dtype) -> None:
     for layout in ("contiguous", "channels_last", "sliced"):
         for extra in (False, True):
             kind = {"act": act, "layout": layout, "extra": extra, "channels": (20, 74)}
-            check(op, arguments(op, SMALL, dtype=dtype, bias_dtype=torch.float32, **kind))
+            check(op, folded(op, SMALL, dtype=dtype, bias_dtype=torch.float32, **kind))
 
 
 @pytest.mark.parametrize("dtype", NATIVE, ids=str)
 @pytest.mark.parametrize("size", [(33, 17), (64, 64), (3, 3)], ids=str)
 @pytest.mark.parametrize("op", CONVOLVING)
 def test_packed_for_another_size(op: str, size: tuple[int, int], dtype: torch.dtype) -> None:
-    check(op, arguments(op, GEOMETRIES["3x3"], dtype=dtype, channels=(20, 74)), size)
-    check(op, arguments(op, SMALL, dtype=dtype, batch=0), size)
+    check(op, folded(op, GEOMETRIES["3x3"], dtype=dtype, channels=(20, 74)), size)
+    check(op, folded(op, SMALL, dtype=dtype, batch=0), size)
 
 
 @pytest.mark.parametrize("op", CONVOLVING)
 def test_gradient_for_the_input(op: str) -> None:
-    args = arguments(op)
+    args = folded(op)
     ours = packed(op, args) | {"x": args["x"].clone().requires_grad_()}
     theirs = args | {"x": args["x"].clone().requires_grad_()}
     run(op, ours)[0].square().sum().backward()
@@ -77,7 +85,7 @@ def test_gradient_for_the_input(op: str) -> None:
 
 
 def test_packing_leaves_the_weight_alone() -> None:
-    weight = arguments("conv_bias_act")["weight"]
+    weight = folded("conv_bias_act")["weight"]
     before = weight.clone()
     layout = cpu.prepack(weight, (2, 7, 5, 6), [1, 1], [1, 1, 1, 1], 1)
     weight.zero_()
