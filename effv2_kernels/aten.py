@@ -67,10 +67,11 @@ def conv(
     return channels_last(y if residual is None else y + residual)
 
 
-def four(norm: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def four(norm: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """mean, variance, gamma, beta of a norm that has the first two at least."""
     mean, variance, *affine = norm
     gamma, beta = affine or (None, None)
+    assert mean is not None and variance is not None
     return mean, variance, gamma, beta
 
 
@@ -88,7 +89,7 @@ def normed(y: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:
 def folded(
     weight: Tensor,
     bias: Tensor | None,
-    norm: Sequence[Tensor],
+    norm: Sequence[Tensor | None],
     eps: float,
     wide: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,7 @@ def folded(
 
 
 def scale_and_shift(
-    bias: Tensor | None, norm: Sequence[Tensor], eps: float, wide: torch.dtype
+    bias: Tensor | None, norm: Sequence[Tensor | None], eps: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """What the norm does to a convolution without its bias, in ``wide``: y scale + shift."""
     mean, variance, gamma, beta = four(norm)

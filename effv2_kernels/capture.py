@@ -7,17 +7,13 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from .folding import Stamp
-from .inference import Watch, hooks_of
-from .modules import links_of
-from .wrappers import caches_of
+from .running.structure import Tensors, Watch, hooks_of, links_of
 
 _WARM_UPS = 3
 _MOST_GRAPHS = 32
@@ -51,10 +47,11 @@ class GraphRunner:
 
     - Outputs are the caller's own: the next call does not write over them.
     - No gradients: the model runs under ``torch.no_grad()``.
-    - A changed weight is seen as in a patched model (see "What to know" in the README): the graphs
-      are recorded again. What makes a graph wrong altogether, training mode, hooks, modules that
-      were replaced, patched or unpatched, lets the model itself run instead; so does a capture that
-      fails, until a weight changes. ``reasons`` then says why.
+    - A replay reads the weights as they are then, whoever wrote them and how. A weight or a buffer
+      that was replaced or moved has the graphs recorded again. What makes a graph wrong altogether,
+      training mode, hooks, modules that were replaced, patched or unpatched, lets the model itself
+      run instead; so does a capture that fails, until a weight is replaced. ``reasons`` then says
+      why.
     - All graphs share one memory pool, and run one after the other, whatever streams and threads
       call; a call waits on the GPU, not on the CPU.
     - The 32 kinds of input that came last are kept.
@@ -66,12 +63,7 @@ class GraphRunner:
         self._graphs: dict[Hashable, _Graph] = {}
         self._forward = vars(model).get("forward")
         self._watch = Watch(links_of(model))
-        self._leaves = tuple(m for m in model.modules() if m._parameters or m._buffers)
-        self._stamp = Stamp(self._leaves, (), sample=False)
-        self._caches = caches_of(model)
-        # A graph reads weights at their addresses. Held here the folded ones stay there; the stamp
-        # holds the others.
-        self._folded: list[object] = []
+        self._tensors = Tensors(model)
         self._lock = threading.Lock()
         # Graphs share memory only where they share the stream of their capture, too.
         self._stream: Any = None
@@ -100,8 +92,9 @@ class GraphRunner:
 
     def _likely(self, key: Hashable) -> _Graph | None:
         """The graph that a call will most probably replay. What it reads must be there, though it
-        may be stale; and where the model itself ran last time, it most probably will again."""
-        if self.model.training or key in self.reasons or not self._stamp.is_there():
+        may be no longer the model's; and where the model itself ran last time, it most probably
+        will again."""
+        if self.model.training or key in self.reasons or not self._tensors.are_there():
             return None
         return self._graphs.get(key)
 
@@ -110,14 +103,13 @@ class GraphRunner:
         if reason:
             self._refuse(key, reason)
             return None
-        if not (self._stamp.matches() and all(map(is_, self._contents(), self._folded))):
+        if not self._tensors.are_the_same():
             self._forget()
-            self._stamp = Stamp(self._leaves, (), sample=False)
+            self._tensors = Tensors(self.model)
         if key in self._failed:
             return None
         graph = self._graphs.pop(key, None) or self._record(key, x)
         if graph is not None:
-            self._folded = self._contents()
             self._graphs[key] = graph  # at the end: the first is the one that waits longest
             self.reasons.pop(key, None)
             while len(self._graphs) > _MOST_GRAPHS:
@@ -137,12 +129,7 @@ class GraphRunner:
         own = vars(self.model).get("forward")
         if any(hooks_of(self.model)) or own is not self._forward or not self._watch.unchanged():
             return "a module of the model was replaced, patched, hooked or set to training mode"
-        if not self._stamp.cacheable:
-            return "weights that were made inside torch.inference_mode() leave no trace of a change"
         return ""
-
-    def _contents(self) -> list[object]:
-        return [cache.contents for cache in self._caches]
 
     def _record(self, key: Hashable, x: Tensor) -> _Graph | None:
         # Tensors made in inference mode could not be written to outside of it, where the next call
@@ -192,8 +179,8 @@ def record(function: Callable[[], Any], stream: Any, pool: Any) -> tuple[Any, Ca
     """Capture ``function`` on ``stream`` of the current device into a CUDA graph that takes its
     memory from ``pool``. Returns the outputs that a replay writes, and the replay.
 
-    It runs a few times before, so that everything that happens once (compiling, allocating, folding
-    weights) is over by then.
+    It runs a few times before, so that everything that happens once (compiling, allocating) is over
+    by then.
     """
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()

@@ -16,9 +16,10 @@ from . import adapters, macs
 from .adapters.ends import Ends
 from .backends import choose, runs_on, switched_off_notes
 from .blocks import Block, ConvBNAct, Refusal, leaves_of
-from .inference import BlockRunner, Watch, hooks_of, op_names
-from .modules import links_of
 from .report import Patched, PatchReport, Skipped
+from .running.inference import BlockRunner
+from .running.sequences import op_names
+from .running.structure import Watch, hooks_of, links_of
 from .wrappers import (
     OURS,
     BlockForward,
@@ -108,9 +109,9 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def refresh(model: nn.Module) -> None:
-    """Drop the folded weights; the next forward folds again. Only needed after a write behind
-    autograd's back (``.data``, a NumPy view) to a part of a convolution's weight, or to anything on
-    a GPU; all other changes are noticed."""
+    """Drop the folded weights that a CPU keeps; the next forward folds again. Only needed after a
+    write behind autograd's back (``.data``, a NumPy view) to a few weights of one convolution; all
+    other changes are noticed, and on a GPU nothing is kept."""
     for module in model.modules():
         forward = module.__dict__.get("forward")
         if isinstance(forward, OURS):

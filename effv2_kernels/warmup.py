@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import aten, cuda, ops, triton_ops
-from .inference import DISPATCHED, TRITON
 from .launch import switched_off, targets
 from .launch.targets import Target
 from .patch import is_patched
+from .running.inference import DISPATCHED, TRITON
 
 Sizes = Sequence[tuple[int, int, int, int]]
 

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 from .adapters.ends import Ends
 from .blocks import gates_of
-from .folding import Stamp, WeightCache
-from .inference import BlockRunner, Watch, checked, pooled_head, transformed
+from .running.freshness import Stamp
+from .running.inference import BlockRunner, autocasts, folds, transformed
+from .running.live import live
+from .running.look import Look, standing
+from .running.sequences import pooled_head
+from .running.structure import Watch, is_all_known
 
 
 class _Forward:
@@ -39,13 +43,12 @@ class BlockForward(_Forward):
     def __call__(self, x: Tensor) -> Tensor:
         if self.enabled and not self.module.training and self.runner.usable(x):
             return self.runner.run(x)
+        if not torch.compiler.is_compiling():
+            self.clear()  # training, or whatever else goes on: weights will change
         return type(self.module).forward(self.module, x)
 
-    def caches(self) -> list[WeightCache]:
-        return [self.runner.cache]
-
     def clear(self) -> None:
-        self.runner.cache.clear()
+        self.runner.folded.clear()
 
 
 class ModelRunner:
@@ -63,27 +66,25 @@ class ModelRunner:
         self.stem = stem
         self.head = head
         self.pools_plainly = ends.pools_plainly()
-        # A token, not self: a block that is copied alone must not take the model with it.
-        self.group = object()
+        self.blocks: frozenset[BlockRunner] = frozenset()
         self.tree: Watch | None = None
-        self.leaves: tuple[nn.Module, ...] = ()
-        self.gates: tuple[nn.Module, ...] = ()
         self._stamp: Stamp | None = None
 
     def adopt(self, runners: Iterable[BlockRunner], tree: Watch) -> None:
         """Take over the looking for the blocks in the model; ``tree`` watches all of it."""
-        runners = [*runners, *(end for end in (self.stem, self.head) if end is not None)]
-        for runner in runners:
-            runner.group = self.group
-        self.tree = tree
-        self.leaves = tuple(leaf for runner in runners for leaf in runner.leaves)
-        self.gates = tuple(gate for runner in runners for gate in gates_of(runner.block))
+        if is_all_known(self.ends.model):
+            ends = (end for end in (self.stem, self.head) if end is not None)
+            self.blocks, self.tree = frozenset((*runners, *ends)), tree
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_stamp": None}
 
     def clear(self) -> None:
+        """Of the ends; blocks look after themselves."""
         self._stamp = None
+        for end in (self.stem, self.head):
+            if end is not None:
+                end.folded.clear()
 
     def ready(self) -> bool:
         if self.ends.model.training or not self.ends.applies():
@@ -110,19 +111,30 @@ class ModelRunner:
 
     def run(self, method: str, x: Tensor) -> Tensor:
         computed = self.forward if method == "forward" else self.forward_features
-        if torch.compiler.is_compiling() or type(x) is not Tensor or not self._tree_unchanged():
+        if torch.compiler.is_compiling() or type(x) is not Tensor:
             return computed(x)
-        stamp = self._stamp
-        known = stamp is not None and stamp.matches()
-        if stamp is None or not known:
-            # Taken before the blocks look, so that what they fold is no older than it.
-            stamp = Stamp(self.leaves, self.gates, sample=x.device.type == "cpu")
-            self._stamp = stamp
-        with checked(self.group, stamp, known):
+        if self.tree is None or not self.tree.unchanged():
+            return computed(x)
+        with standing(self._look(x)):
             return computed(x)
 
-    def _tree_unchanged(self) -> bool:
-        return self.tree is not None and self.tree.unchanged()
+    def _look(self, x: Tensor) -> Look:
+        device = x.device.type
+        if not all(folds(x, runner.triton) for runner in self.blocks):
+            dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
+            runners = tuple(self.blocks)
+            weights = live([runner.block for runner in runners], dtype)
+            found = dict(zip(runners, weights, strict=True))
+            return Look(self.blocks, live=found, dtype=dtype)
+        if self._stamp is None or not self._stamp.matches():
+            # A write that few samples show may have changed what they do not show: all is dropped.
+            for runner in self.blocks:
+                runner.folded.clear()
+            # Taken before anything is folded, so that what is folded is no older than it.
+            leaves = (leaf for runner in self.blocks for leaf in runner.leaves)
+            gates = (gate for runner in self.blocks for gate in gates_of(runner.block))
+            self._stamp = Stamp(leaves, gates)
+        return Look(self.blocks, stamp=self._stamp)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._before_head(x)
@@ -157,17 +169,13 @@ class ModelForward(_Forward):
     def __call__(self, x: Tensor) -> Any:
         if self.enabled and self.runner.ready():
             return self.runner.run(self.method, x)
+        if not torch.compiler.is_compiling():
+            self.clear()
         model = self.runner.ends.model
         return getattr(type(model), self.method)(model, x)
 
-    def caches(self) -> list[WeightCache]:
-        ends = self.runner.stem, self.runner.head
-        return [end.cache for end in ends if end is not None]
-
     def clear(self) -> None:
         self.runner.clear()
-        for cache in self.caches():
-            cache.clear()
 
 
 class PatchedRepr:
@@ -204,10 +212,3 @@ class ReplicateUnpatched:
 
 # What a patch leaves in the ``__dict__`` of a module.
 OURS = (BlockForward, ModelForward, PatchedRepr, ReplicateUnpatched)
-
-
-def caches_of(model: nn.Module) -> list[WeightCache]:
-    """The folded weights of everything in ``model`` that runs on our ops."""
-    found = (module.__dict__.get("forward") for module in model.modules())
-    forwards = [own for own in found if isinstance(own, (BlockForward, ModelForward))]
-    return [cache for forward in forwards for cache in forward.caches()]

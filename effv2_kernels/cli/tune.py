@@ -19,11 +19,11 @@ import effv2_kernels
 import python_ref
 
 from .. import triton_ops
-from ..inference import DISPATCHED
 from ..launch import selection, tables, targets
 from ..launch.search import Outcome, Progress, search
 from ..launch.selection import Task
 from ..launch.targets import Target
+from ..running.inference import DISPATCHED
 from .tune_timer import Estimates, Example, GpuTimer
 
 _BAR = 24

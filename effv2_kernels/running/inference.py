@@ -1,0 +1,199 @@
+"""When our ops may run a described block, and on which weights.
+
+``BlockRunner`` decides (``usable``) and computes (``run``): on a CPU with folded weights that are
+looked at before every use, elsewhere with the live ones. While a graph is traced
+(``torch.compile``, ``torch.export``) the weights come from inside the graph, so that a compiled
+model is never stale either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+from .. import cpu, ops
+from ..blocks import Block, leaves_of
+from .folding import FoldedWeights, fold
+from .live import live
+from .look import Look, look_for
+from .sequences import SEQUENCES, Sequence, Weights
+from .structure import Watch
+
+DISPATCHED = torch.ops.effv2
+TRITON = torch.ops.effv2_triton
+
+
+def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
+    """``gated_project`` on a CPU for a map that nobody else holds: saves the gated copy."""
+    *conv, residual, act = rest
+    x.mul_(gate[:, :, None, None])
+    return cpu.conv(x, *conv, act=act, residual=residual)
+
+
+# The CPU implementations themselves, for calls that nobody watches and that were checked before.
+_CPU = {name: getattr(family, "cpu", family.aten) for name, family in ops.FAMILIES.items()}
+_CPU["gated_project"] = _gate_in_place
+DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU.items()})
+# The same for CUDA: the dispatcher's way into Python and back is much of a small op's host time.
+DIRECT_CUDA = SimpleNamespace(
+    **{name: SimpleNamespace(default=function) for name, function in ops.ON_CUDA.items()}
+)
+
+_DEVICES = ("cpu", "cuda", "meta")
+_MOST_SHAPES = 64
+_PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
+
+
+class BlockRunner:
+    """Runs one block on our ops. ``watched`` are the modules whose own forward is bypassed (the
+    block's descendants): they must be as they were when the block was described, in eval mode and
+    free of hooks, or the original forward runs. ``triton``: the ops are those of Triton."""
+
+    def __init__(self, block: Block, watched: Watch, triton: bool = False):
+        self.block = block
+        self.branch = replace(block, residual=False)
+        self.triton = triton
+        self.folded = FoldedWeights(block)
+        self.watch = watched
+        self.leaves = tuple(leaves_of(block))
+        self.first_conv = next(leaf for leaf in self.leaves if isinstance(leaf, nn.Conv2d))
+        self._taken: set[tuple] = set()
+
+    def usable(self, x: Tensor) -> bool:
+        """Whether our ops give what the original forward would, here and now."""
+        if not isinstance(x, Tensor) or x.dim() != 4 or records_gradient(x, self.leaves):
+            return False
+        if torch.compiler.is_compiling():
+            return self._unchanged() and self.watch.traced() and self._dtype_agrees(x)
+        return (
+            type(x) in _PLAIN_TENSORS
+            and not transformed()
+            and (look_for(self) is not None or self.watch.unchanged())
+            and self._dtype_agrees(x)
+        )
+
+    @torch.compiler.assume_constant_result
+    def _unchanged(self) -> bool:
+        return self.watch.unchanged()
+
+    def _dtype_agrees(self, x: Tensor) -> bool:
+        weight = self.first_conv.weight
+        if (
+            x.device.type not in _DEVICES
+            or x.device != weight.device
+            or (x.is_cuda and weight.dtype == torch.float64)
+        ):
+            return False
+        if autocasts(x.device.type):
+            return weight.dtype != torch.float64 and x.dtype != torch.float64
+        return x.dtype == weight.dtype
+
+    def run(self, x: Tensor, sequence: Sequence | None = None) -> Tensor:
+        """x: (N, C, H, W) in any memory format -> (N, O, H', W'), channels_last."""
+        sequence = sequence or SEQUENCES[type(self.block)]
+        device = x.device.type
+        autocast = autocasts(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or device == "meta":
+            named = TRITON if self.triton else DISPATCHED
+            return self._apply(named, sequence, self._traced(x, dtype), x, dtype)
+        weights = self._weights(x, dtype, look_for(self))
+        key = None if weights.packed else _signature(x, weights)
+        effv2 = self._ops(x, weights, key)
+        with torch._C._AutoDispatchBelowAutograd():
+            if not autocast:
+                found = self._apply(effv2, sequence, weights, x, dtype)
+            else:
+                with torch.autocast(device, enabled=False):
+                    found = self._apply(effv2, sequence, weights, x, dtype)
+        if effv2 is DISPATCHED and x.is_cuda and len(self._taken) < _MOST_SHAPES:
+            self._taken.add(key)
+        return found
+
+    def _traced(self, x: Tensor, dtype: torch.dtype) -> Weights:
+        """What the ops of a graph take: on a CPU the fold is part of it, and the compiler's to
+        fuse."""
+        return fold(self.block, dtype) if folds(x, self.triton) else live([self.block], dtype)[0]
+
+    def _weights(self, x: Tensor, dtype: torch.dtype, look: Look | None) -> Weights:
+        if folds(x, self.triton):
+            return self.folded.weights(x, dtype, None if look is None else look.stamp)
+        self.folded.clear()  # of the CPU that the model came from
+        if look is not None and look.dtype == dtype and self in look.live:
+            return look.live[self]
+        return live([self.block], dtype)[0]
+
+    def _ops(self, x: Tensor, weights: Weights, key: Any) -> Any:
+        """The namespace of ops: past the dispatcher and the checks where a call was checked."""
+        if self.triton:
+            return TRITON
+        if watched():
+            return DISPATCHED
+        if weights.packed:
+            return DIRECT
+        return DIRECT_CUDA if x.is_cuda and key in self._taken else DISPATCHED
+
+    def _apply(
+        self, effv2: Any, sequence: Sequence, weights: Weights, x: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        if x.dtype == dtype or getattr(self.block, "is_stem", False):
+            return sequence(effv2, self.block, weights, x)
+        y = sequence(effv2, self.branch, weights, x.to(dtype))
+        # As in PyTorch, a wider input makes the sum of the residual wider.
+        return y + x if self.block.residual else y
+
+
+def folds(x: Tensor, triton: bool) -> bool:
+    """Whether norms are folded for x: on a CPU, unless Triton interprets there what a GPU runs."""
+    return x.device.type == "cpu" and not triton
+
+
+def _signature(x: Tensor, weights: Weights) -> tuple:
+    """Of what the ops check: their arguments' shapes and dtypes."""
+    found: list[Any] = [x.dtype, x.shape[1:]]
+    for conv in (weights.conv, weights.expand, weights.depthwise, weights.project):
+        if conv is not None:
+            weight, bias, norm, eps = conv
+            found += (weight.dtype, weight.shape, eps, *(vector.shape for vector in norm))
+            found += () if bias is None else (bias.shape,)
+    found += () if weights.se is None else (tensor.shape for tensor in weights.se)
+    return tuple(found)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on; "meta" has none, and PyTorch raises where it is asked."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:
+    """Whether autograd would record this forward. An exported program is for inference."""
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    if x.requires_grad:
+        return True
+    for leaf in leaves:
+        for parameter in leaf._parameters.values():
+            if parameter is not None and parameter.requires_grad:
+                return True
+    return False
+
+
+def transformed() -> bool:
+    """Whether a functorch transform, forward-mode differentiation or ``torch.jit.trace``, which
+    would take the folded weights for constants, is under way."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def watched() -> bool:
+    """Whether a profiler or a dispatch mode is to see which ops run."""
+    return torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0

@@ -1,0 +1,149 @@
+"""Notices that a model is no longer what was described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+from operator import attrgetter, is_, is_not, methodcaller
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+_ADDRESS = Tensor.data_ptr
+_EPS = attrgetter("eps")
+_TRAINING = attrgetter("training")
+_FORWARD = methodcaller("get", "forward")
+_STATISTICS = methodcaller("get", "running_mean"), methodcaller("get", "running_var")
+# By identity: comparing a tensor with None costs as much as a small kernel.
+_NOTHING = repeat(None)
+_GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
+# Kinds whose forward is the same in training and in evaluation.
+_SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
+_GLOBAL_HOOKS = (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks)
+# Whose modules are known to write into nobody else's tensors.
+_KNOWN_LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "python_ref.")
+
+
+class Watch:
+    """Notices what makes the description of a block untrue: a child that was replaced, wrapped,
+    hooked, given a forward or a geometry of its own, robbed of its statistics, or put into
+    training mode.
+
+    It is asked before every forward, hence the flat tuples and the loops that run in C, and hence
+    the mode of a module whose forward does not depend on it is not looked at.
+    """
+
+    def __init__(self, links: Iterable[tuple[nn.Module, str]]):
+        links = tuple(links)
+        self._links = tuple((parent, name, parent._modules[name]) for parent, name in links)
+        self._parents = tuple(parent._modules for parent, _ in links)
+        self._names = tuple(name for _, name in links)
+        self._children = tuple(parent._modules[name] for parent, name in links)
+        self._kinds = list(map(type, self._children))
+        self._containers = tuple({id(parent): parent for parent in self._parents}.values())
+        self._sizes = list(map(len, self._containers))
+        self._moody = tuple(c for c in self._children if type(c) not in _SAME_IN_EVERY_MODE)
+        self._hooks = tuple(hooks for child in self._children for hooks in forward_hooks(child))
+        self._find_instances()
+        self._forwards = tuple(map(_FORWARD, self._instances))
+        self._convs = tuple(c for c in self._children if isinstance(c, nn.Conv2d))
+        self._geometry = list(map(_GEOMETRY, self._convs))
+        self._gelus = tuple(c for c in self._children if isinstance(c, nn.GELU))
+        self._approximations = [gelu.approximate for gelu in self._gelus]
+        norms = (c for c in self._children if isinstance(c, nn.BatchNorm2d))
+        self._buffers = tuple(norm._buffers for norm in norms)
+
+    def _find_instances(self) -> None:
+        self._instances = tuple(map(vars, self._children))
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_instances"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._find_instances()  # a copied module gets a ``__dict__`` of its own, whoever copies
+
+    def traced(self) -> bool:
+        """What a graph has to be guarded by: written for Dynamo to trace, where ``unchanged`` is a
+        constant of the trace."""
+        for parent, name, child in self._links:
+            if getattr(parent, name) is not child or child.training:
+                return False
+        return True
+
+    def unchanged(self) -> bool:
+        return (
+            not any(self._hooks)
+            and True not in map(_TRAINING, self._moody)
+            and all(map(is_, map(dict.get, self._parents, self._names), self._children))
+            and list(map(type, self._children)) == self._kinds
+            and list(map(len, self._containers)) == self._sizes
+            and all(map(is_, map(_FORWARD, self._instances), self._forwards))
+            and list(map(_GEOMETRY, self._convs)) == self._geometry
+            and [gelu.approximate for gelu in self._gelus] == self._approximations
+            and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
+            and not any(_GLOBAL_HOOKS)
+        )
+
+
+class Tensors:
+    """The parameters and buffers of a model, held, and where they lie: what a CUDA graph reads,
+    whatever is written there. The eps of norms, which it does not read again, are here too."""
+
+    def __init__(self, model: nn.Module):
+        self._dictionaries = [d for m in model.modules() for d in (m._parameters, m._buffers) if d]
+        self._tensors = self._found()
+        self._there = [t for t in self._tensors if t is not None]
+        self._addresses = list(map(_ADDRESS, self._there))
+        self._norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._eps = list(map(_EPS, self._norms))
+        # Memory that a parameter no longer has (``p.data = other``) must not become another's.
+        self._held = [t.detach() for t in self._there]
+
+    def _found(self) -> list[Tensor | None]:
+        return list(chain.from_iterable(map(dict.values, self._dictionaries)))
+
+    def are_there(self) -> bool:
+        """Whether they lie where they did, those too that the model no longer has. A storage that
+        was resized (offloaded weights) does not."""
+        return list(map(_ADDRESS, self._there)) == self._addresses
+
+    def are_the_same(self) -> bool:
+        """Whether the model has these, and they lie where they did."""
+        found = self._found()
+        return (
+            len(found) == len(self._tensors)
+            and all(map(is_, found, self._tensors))
+            and self.are_there()
+            and list(map(_EPS, self._norms)) == self._eps
+        )
+
+
+def _are_there(values: Iterable[Any]) -> bool:
+    return all(map(is_not, values, _NOTHING))
+
+
+def links_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """(parent, name of the child) of every module below ``module``."""
+    for parent in module.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name
+
+
+def is_all_known(model: nn.Module) -> bool:
+    """Whether every module is of a library whose forwards change no other module's tensors: one
+    that a user wrote may write into the norms of blocks that run after it."""
+    return all(type(m).__module__.startswith(_KNOWN_LIBRARIES) for m in model.modules())
+
+
+def forward_hooks(module: nn.Module) -> tuple[dict, dict]:
+    """The live dictionaries of the hooks that calling ``module`` would run where autograd does not
+    record; where it does, our ops do not run."""
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    """All hooks that calling ``module`` may run."""
+    return (*forward_hooks(module), module._backward_hooks, module._backward_pre_hooks)
