@@ -1,7 +1,7 @@
 // The only door into the .cu files: parameter structs and launch functions, with no torch type in
 // sight.
 //
-// ops.cpp checks the contract, allocates and picks the stream; a launch function chooses the tile
+// The *_ops.cpp check the contract, allocate and pick the stream; a launch function chooses the tile
 // and launches. Every pointer is to device memory of the current device. A launch function never
 // synchronises and never allocates.
 #pragma once

@@ -2,7 +2,7 @@
 
 One function an op, with the arguments of its schema. Each returns NotImplemented for what its
 kernel does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls
-the native op of the same name, in the namespace ``effv2_native`` (csrc/conv_ops.cpp).
+the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp).
 """
 
 from __future__ import annotations
@@ -143,12 +143,30 @@ def stem(
     return NATIVE.stem.default(x, weight, bias.contiguous(), stride, sides, act)
 
 
+def squeeze_excite_gate(
+    pooled: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    act: str = "silu",
+    gate: str = "sigmoid",
+) -> Tensor:
+    """pooled: (N, M); reduce_weight: (R, M); expand_weight: (M, R); all of one dtype."""
+    if pooled.dtype not in DTYPES or 0 in reduce_weight.shape:
+        return NotImplemented
+    tensors = pooled, reduce_weight, reduce_bias, expand_weight, expand_bias
+    dense = (tensor.contiguous() for tensor in tensors)
+    return NATIVE.squeeze_excite_gate.default(*dense, act, gate)
+
+
 # By the op's name; empty where the native library is not loaded.
 KERNELS: dict[str, Callable] = (
     {
         "stem": stem,
         "depthwise_bias_act": depthwise_bias_act,
         "expand_depthwise": expand_depthwise_,
+        "squeeze_excite_gate": squeeze_excite_gate,
     }
     if _native.load().loaded
     else {}
