@@ -20,6 +20,7 @@ from .launch.targets import Target
 NATIVE: Any = torch.ops.effv2_native
 OPS: Any = torch.ops.effv2
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Norm = Sequence[Tensor]
 # Offsets within an image are 32-bit.
 MOST_ELEMENTS = 2**31 - 1
 MOST_PADDING = 64
@@ -28,7 +29,9 @@ MOST_PADDING = 64
 def depthwise_bias_act(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -48,7 +51,8 @@ def depthwise_bias_act(
     return NATIVE.depthwise_bias_act.default(
         _channels_last(x),
         weight.contiguous(),
-        bias.contiguous(),
+        *_dense(bias, norm),
+        eps,
         stride,
         sides,
         act,
@@ -60,9 +64,13 @@ def depthwise_bias_act(
 def expand_depthwise_(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -74,14 +82,18 @@ def expand_depthwise_(
     launch = expand_depthwise_launch(x, expand_weight, depthwise_weight, stride, sides)
     if launch is None:
         convolve, slide = _halves(x)
-        hidden = convolve(x, expand_weight, expand_bias, None, (1, 1), (0, 0, 0, 0), act)
-        return slide(hidden, depthwise_weight, depthwise_bias, stride, padding, act, squeeze)
+        expand = expand_weight, expand_bias, expand_norm, expand_eps
+        hidden = convolve(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+        along = depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps
+        return slide(hidden, *along, stride, padding, act, squeeze)
     return NATIVE.expand_depthwise.default(
         _aligned(_channels_last(x)),
         _aligned(expand_weight.contiguous()),
-        expand_bias.contiguous(),
+        *_dense(expand_bias, expand_norm),
+        expand_eps,
         _aligned(depthwise_weight.contiguous()),
-        _aligned(depthwise_bias.contiguous()),
+        *_dense(depthwise_bias, depthwise_norm),
+        depthwise_eps,
         stride,
         sides,
         act,
@@ -123,7 +135,14 @@ def _halves(x: Tensor) -> tuple[Callable, Callable]:
 
 
 def stem(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
     """x: (N, 3, H, W) of any of DTYPES, dense in NCHW or NHWC (else copied); weight: (O, 3, 3, 3),
     stride 2. Returns (N, O, H', W') in weight's dtype."""
@@ -140,7 +159,7 @@ def stem(
         x = _channels_last(x)
     if not weight.is_contiguous():
         weight = _channels_last(weight)
-    return NATIVE.stem.default(x, weight, bias.contiguous(), stride, sides, act)
+    return NATIVE.stem.default(x, weight, *_dense(bias, norm), eps, stride, sides, act)
 
 
 def squeeze_excite_gate(
@@ -206,6 +225,10 @@ def _out_size(
         (x.shape[2] + top + bottom - weight.shape[2]) // stride[0] + 1,
         (x.shape[3] + left + right - weight.shape[3]) // stride[1] + 1,
     )
+
+
+def _dense(bias: Tensor | None, norm: Norm) -> tuple[Tensor | None, list[Tensor]]:
+    return None if bias is None else bias.contiguous(), [vector.contiguous() for vector in norm]
 
 
 def _aligned(tensor: Tensor) -> Tensor:
