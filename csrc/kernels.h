@@ -153,4 +153,18 @@ struct StemParams {
 
 cudaError_t launch_stem(const StemParams& params, cudaStream_t stream);
 
+// target[o, p, c] = source[o, c, p], rounded to another dtype. Both are dense.
+struct Conversion {
+  const void* source;
+  void* target;  // aligned to 16 bytes
+  int size;      // elements
+  int channels;
+  int pixels;  // 1 where the order of the elements stays, whatever the shape
+  DType source_dtype;
+};
+
+// Targets are of `dtype`. One launch for as many tensors as its parameters have room for.
+cudaError_t launch_convert(const Conversion* conversions, size_t count, DType dtype,
+                           cudaStream_t stream);
+
 }  // namespace effv2

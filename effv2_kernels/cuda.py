@@ -2,7 +2,8 @@
 
 One function an op, with the arguments of its schema. Each returns NotImplemented for what its
 kernel does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls
-the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp).
+the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp). ``convert`` is
+no op of ``effv2``: what prepares weights calls it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .launch.targets import Target
 NATIVE: Any = torch.ops.effv2_native
 OPS: Any = torch.ops.effv2
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LOADED = _native.load().loaded
 Norm = Sequence[Tensor]
 # Offsets within an image are 32-bit.
 MOST_ELEMENTS = 2**31 - 1
@@ -179,6 +181,17 @@ def squeeze_excite_gate(
     return NATIVE.squeeze_excite_gate.default(*dense, act, gate)
 
 
+def convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """New tensors of ``dtype``, 4-D ones in channels_last, by one launch for a hundred of them.
+    NotImplemented unless all are dense and of DTYPES, on one GPU."""
+    if not tensors:
+        return []
+    takes = LOADED and _on_one_gpu(tensors) and dtype in DTYPES and all(map(_converts, tensors))
+    if not takes:
+        return NotImplemented
+    return NATIVE.convert.default(tensors, dtype)
+
+
 # By the op's name; empty where the native library is not loaded.
 KERNELS: dict[str, Callable] = (
     {
@@ -187,7 +200,7 @@ KERNELS: dict[str, Callable] = (
         "expand_depthwise": expand_depthwise_,
         "squeeze_excite_gate": squeeze_excite_gate,
     }
-    if _native.load().loaded
+    if LOADED
     else {}
 )
 
@@ -229,6 +242,17 @@ def _out_size(
 
 def _dense(bias: Tensor | None, norm: Norm) -> tuple[Tensor | None, list[Tensor]]:
     return None if bias is None else bias.contiguous(), [vector.contiguous() for vector in norm]
+
+
+def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:
+    return tensors[0].is_cuda and len({tensor.device for tensor in tensors}) == 1
+
+
+def _converts(tensor: Tensor) -> bool:
+    dense = tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+    return dense and tensor.dtype in DTYPES and tensor.numel() <= MOST_ELEMENTS
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import effv2_kernels  # noqa: F401  (defines the schemas and loads the library)
 from effv2_kernels import _native, cuda
 
-OPS = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate")
+OPS = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate", "convert")
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 STATUS = _native.load()
 needs_library = pytest.mark.skipif(not STATUS.loaded, reason=f"native library {STATUS.reason}")
@@ -142,6 +142,31 @@ def test_gates_of_cuda_tensors_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def gate_of_all(*args: Any) -> torch.Tensor:
     return gate(*args[:5], act=args[5], gate=args[6])
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("sources", "dtype", "message"),
+    [
+        ([torch.ones(3)], torch.float16, "the first source must be on a CUDA device, found cpu"),
+        ([torch.ones(3)], torch.float64, "dtype must be float32, float16 or bfloat16, found Doub"),
+        ([torch.ones(3).int()], torch.float16, "a source must be float32, float16 or bfloat16"),
+        ([torch.ones(4, 4)[:, ::2]], torch.float16, "a source must be contiguous, found strides"),
+        (
+            [torch.ones(4, 3, 3, 3).transpose(2, 3)],
+            torch.float16,
+            "a source must be contiguous, found strides",
+        ),
+        (
+            [torch.ones(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)],
+            torch.float16,
+            "the first source must be on a CUDA device, found cpu",
+        ),
+    ],
+)
+def test_what_convert_refuses(sources, dtype, message) -> None:
+    with pytest.raises(RuntimeError, match=f"^effv2::convert: {message}"):
+        torch.ops.effv2_native.convert.default.redispatch(KEYS, sources, dtype)
 
 
 @needs_library

@@ -28,7 +28,7 @@ class Native:
         self.launch: list[int] | None = None
         self.calls: list[str] = []
         self.answers: list[int] = []
-        for name in ("depthwise_bias_act", "expand_depthwise", "stem"):
+        for name in ("depthwise_bias_act", "expand_depthwise", "stem", "convert"):
             setattr(self, name, SimpleNamespace(default=getattr(self, f"_{name}")))
 
     def driver(self, name: str) -> Driver:
@@ -100,6 +100,20 @@ class Native:
         ]
         return self.run("stem", integers, [x, weight, *vectors], [y])[0]
 
+    def _convert(self, sources, dtype):
+        integers = [DTYPES[dtype], len(sources)]
+        targets = []
+        for source in sources:
+            map_like = source.dim() == 4
+            stays = source.is_contiguous(memory_format=torch.channels_last) if map_like else True
+            assert stays or source.is_contiguous()
+            shape = [0, 1] if stays else [source.shape[1], source.shape[2] * source.shape[3]]
+            integers += [DTYPES[source.dtype], source.numel(), *shape]
+            layout = torch.channels_last if map_like else torch.contiguous_format
+            target = torch.empty(source.shape, dtype=dtype, memory_format=layout)
+            targets.append(target.fill_(torch.nan))
+        return self.run("convert", integers, sources, targets)
+
 
 def scaling(
     bias: Tensor | None, norm: Sequence[Tensor], eps: float
@@ -131,7 +145,7 @@ def is_dense(tensor: Tensor, memory_format: torch.memory_format) -> bool:
 
 def bits(tensor: Tensor) -> Tensor:
     """Comparable even where it is NaN."""
-    return tensor.contiguous().view(torch.uint8)
+    return tensor.flatten().view(torch.uint8)
 
 
 @pytest.fixture(params=["sm_90a"])
