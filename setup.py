@@ -28,7 +28,7 @@ from setuptools.command.build_py import build_py
 
 BUILD = Path("build/native")
 TORCH_TARGET = "2.10"
-OPS = ["conv_ops", "ops"]  # what includes torch
+OPS = ["conv_ops", "convert_ops", "gate_ops"]  # what includes torch
 # sm_80 also serves 8.6 and 8.9, sm_100 10.3, sm_120 12.1. PTX of 10.0, not of 12.0: it also
 # serves 11.0.
 DEFAULT_ARCHS = ["80", "90a", "100+PTX", "120"]

@@ -79,6 +79,21 @@ inline void check_shape(const char* op, const Argument& argument,
        shape_text(argument.tensor));
 }
 
+inline DType checked_dtype(const char* op, const char* name, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      fail(op, name, " must be float32, float16 or bfloat16, found ",
+           torch::headeronly::toString(dtype));
+  }
+}
+
+// That all of them have.
 inline DType checked_dtype(const char* op, std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
   const ScalarType dtype = first.tensor.scalar_type();
@@ -89,17 +104,7 @@ inline DType checked_dtype(const char* op, std::initializer_list<Argument> argum
            torch::headeronly::toString(argument.tensor.scalar_type()));
     }
   }
-  switch (dtype) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      fail(op, first.name, " must be float32, float16 or bfloat16, found ",
-           torch::headeronly::toString(dtype));
-  }
+  return checked_dtype(op, first.name, dtype);
 }
 
 inline void check_contiguous(const char* op, std::initializer_list<Argument> arguments) {
@@ -113,6 +118,21 @@ inline void check_contiguous(const char* op, std::initializer_list<Argument> arg
            ") for the shape ", shape_text(argument.tensor));
     }
   }
+}
+
+// An axis of length 1 may have any stride.
+inline bool has_strides(const Tensor& tensor, std::initializer_list<int64_t> strides) {
+  int64_t axis = 0;
+  for (const int64_t stride : strides) {
+    if (tensor.size(axis) != 1 && tensor.stride(axis) != stride) return false;
+    ++axis;
+  }
+  return true;
+}
+
+inline bool is_channels_last(const Tensor& map) {
+  const int64_t channels = map.size(1), width = map.size(3);
+  return has_strides(map, {map.size(2) * width * channels, 1, width * channels, channels});
 }
 
 inline void check_device(const char* op, std::initializer_list<Argument> arguments) {

@@ -27,21 +27,6 @@ Activation checked_act(const char* op, const std::string& act) {
                              {"gelu", Activation::kGelu}});
 }
 
-// An axis of length 1 may have any stride.
-bool has_strides(const Tensor& tensor, std::initializer_list<int64_t> strides) {
-  int64_t axis = 0;
-  for (const int64_t stride : strides) {
-    if (tensor.size(axis) != 1 && tensor.stride(axis) != stride) return false;
-    ++axis;
-  }
-  return true;
-}
-
-bool is_channels_last(const Tensor& map) {
-  const int64_t channels = map.size(1), width = map.size(3);
-  return has_strides(map, {map.size(2) * width * channels, 1, width * channels, channels});
-}
-
 void check_channels_last(const char* op, const Argument& map) {
   const Tensor& tensor = map.tensor;
   if (tensor.dim() != 4) fail(op, map.name, " must be (N, C, H, W), found ", shape_text(tensor));
@@ -54,16 +39,66 @@ void check_channels_last(const char* op, const Argument& map) {
   }
 }
 
-// Of the given length, float or of the dtype of `like`; returns whether it is float.
-bool check_bias(const char* op, const Argument& bias, int64_t length, const Tensor& like) {
-  check_shape(op, bias, {{"channels", length}});
-  check_contiguous(op, {bias});
-  const ScalarType dtype = bias.tensor.scalar_type();
-  if (dtype != ScalarType::Float && dtype != like.scalar_type()) {
-    fail(op, bias.name, " must be Float or ", torch::headeronly::toString(like.scalar_type()),
-         ", found ", torch::headeronly::toString(dtype));
+using Vectors = std::vector<Tensor>;
+
+// What follows a convolution with `weight`: the bias, and the norm's mean and variance, or those
+// with gamma and beta, or nothing. `prefix` is that of the arguments' names.
+struct Scaling {
+  std::string prefix;
+  const Tensor& weight;
+  const std::optional<Tensor>& bias;
+  const Vectors& norm;
+
+  // use(name, vector) for each that there is, in the order of the schema.
+  template <typename Use>
+  void each(const Use& use) const {
+    constexpr const char* kNames[] = {"mean", "variance", "gamma", "beta"};
+    if (bias) use(prefix + "bias", *bias);
+    for (size_t i = 0; i < norm.size(); ++i) use(prefix + "norm's " + kNames[i], norm[i]);
   }
-  return dtype == ScalarType::Float;
+};
+
+Norm checked_norm(const char* op, const Scaling& scaling, double eps) {
+  const Vectors& norm = scaling.norm;
+  if (norm.size() != 0 && norm.size() != 2 && norm.size() != 4) {
+    fail(op, scaling.prefix, "norm must be (), (mean, variance) or (mean, variance, gamma, beta), ",
+         "found ", norm.size(), " tensors");
+  }
+  const ScalarType dtype = scaling.weight.scalar_type();
+  scaling.each([&](const std::string& name, const Tensor& vector) {
+    const Argument argument = {name.c_str(), vector};
+    check_shape(op, argument, {{"channels", scaling.weight.size(0)}});
+    check_contiguous(op, {argument});
+    const ScalarType found = vector.scalar_type();
+    if (found != ScalarType::Float && found != dtype) {
+      fail(op, name, " must be Float or ", torch::headeronly::toString(dtype), ", found ",
+           torch::headeronly::toString(found));
+    }
+    if (name != scaling.prefix + "bias" && found != norm[0].scalar_type()) {
+      fail(op, name, " must have the dtype of the mean, ",
+           torch::headeronly::toString(norm[0].scalar_type()), ", found ",
+           torch::headeronly::toString(found));
+    }
+  });
+  Norm values = {};
+  if (scaling.bias) values.bias = scaling.bias->const_data_ptr();
+  values.bias_is_float = scaling.bias && scaling.bias->scalar_type() == ScalarType::Float;
+  if (norm.empty()) return values;
+  values.mean = norm[0].const_data_ptr();
+  values.variance = norm[1].const_data_ptr();
+  if (norm.size() == 4) {
+    values.gamma = norm[2].const_data_ptr();
+    values.beta = norm[3].const_data_ptr();
+  }
+  values.eps = static_cast<float>(eps);
+  values.is_float = norm[0].scalar_type() == ScalarType::Float;
+  return values;
+}
+
+void check_norm_device(const char* op, const Tensor& x, const Scaling& scaling) {
+  scaling.each([&](const std::string& name, const Tensor& vector) {
+    check_device(op, {{"x", x}, {name.c_str(), vector}});
+  });
 }
 
 // A square window with equal strides over an image, and the size of what comes out.
@@ -125,19 +160,23 @@ Tensor empty_map(const Tensor& like, int64_t n, int64_t channels, const Window& 
 }
 
 std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& weight,
-                                              const Tensor& bias, const Integers& stride,
-                                              const Integers& padding, const std::string& act,
-                                              bool squeeze, const Integers& launch) {
+                                              const std::optional<Tensor>& bias,
+                                              const Vectors& norm, double eps,
+                                              const Integers& stride, const Integers& padding,
+                                              const std::string& act, bool squeeze,
+                                              const Integers& launch) {
   constexpr const char* kOp = "depthwise_bias_act";
   check_channels_last(kOp, {"x", x});
   DepthwiseParams params = {};
   params.dtype = checked_dtype(kOp, {{"x", x}, {"weight", weight}});
   check_depthwise_weight(kOp, {"weight", weight}, x.size(1));
-  params.bias_is_float = check_bias(kOp, {"bias", bias}, x.size(1), x);
+  const Scaling scaling = {"", weight, bias, norm};
+  params.norm = checked_norm(kOp, scaling, eps);
   const Window window = checked_window(kOp, weight.size(2), x, stride, padding);
   params.act = checked_act(kOp, act);
   check_launch_choice(kOp, launch, 4, 1);
-  check_device(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
+  check_device(kOp, {{"x", x}, {"weight", weight}});
+  check_norm_device(kOp, x, scaling);
 
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -160,7 +199,6 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
                    static_cast<int>(launch[2]), static_cast<int>(launch[3]), launch[4] != 0};
   params.x = x.const_data_ptr();
   params.weight = weight.const_data_ptr();
-  params.bias = bias.const_data_ptr();
   params.y = y.mutable_data_ptr();
   // Declared out here: its memory must stay reserved until the launch is on the stream.
   std::optional<Tensor> partial;
@@ -175,12 +213,12 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
   return {y, pooled};
 }
 
-std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expand_weight,
-                                            const Tensor& expand_bias,
-                                            const Tensor& depthwise_weight,
-                                            const Tensor& depthwise_bias, const Integers& stride,
-                                            const Integers& padding, const std::string& act,
-                                            bool squeeze, const Integers& launch) {
+std::tuple<Tensor, Tensor> expand_depthwise(
+    const Tensor& x, const Tensor& expand_weight, const std::optional<Tensor>& expand_bias,
+    const Vectors& expand_norm, double expand_eps, const Tensor& depthwise_weight,
+    const std::optional<Tensor>& depthwise_bias, const Vectors& depthwise_norm,
+    double depthwise_eps, const Integers& stride, const Integers& padding, const std::string& act,
+    bool squeeze, const Integers& launch) {
   constexpr const char* kOp = "expand_depthwise";
   check_channels_last(kOp, {"x", x});
   ExpandDepthwiseParams params = {};
@@ -199,21 +237,20 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expan
   }
   check_depthwise_weight(kOp, {"depthwise_weight", depthwise_weight}, channels);
   if (depthwise_weight.size(2) == 7) fail(kOp, "depthwise_weight must be 3x3 or 5x5, found 7x7");
-  params.expand_bias_is_float = check_bias(kOp, {"expand_bias", expand_bias}, channels, x);
-  params.depthwise_bias_is_float = check_bias(kOp, {"depthwise_bias", depthwise_bias}, channels, x);
+  const Scaling expand_scaling = {"expand_", expand_weight, expand_bias, expand_norm};
+  params.expand_norm = checked_norm(kOp, expand_scaling, expand_eps);
+  const Scaling depthwise_scaling = {"depthwise_", depthwise_weight, depthwise_bias,
+                                     depthwise_norm};
+  params.depthwise_norm = checked_norm(kOp, depthwise_scaling, depthwise_eps);
   const Window window = checked_window(kOp, depthwise_weight.size(2), x, stride, padding);
   params.act = checked_act(kOp, act);
   check_launch_choice(kOp, launch, 5);
-  check_device(kOp, {{"x", x},
-                     {"expand_weight", expand_weight},
-                     {"expand_bias", expand_bias},
-                     {"depthwise_weight", depthwise_weight},
-                     {"depthwise_bias", depthwise_bias}});
-  for (const Argument& argument :
-       std::initializer_list<Argument>{{"x", x},
-                                       {"expand_weight", expand_weight},
-                                       {"depthwise_weight", depthwise_weight},
-                                       {"depthwise_bias", depthwise_bias}}) {
+  const std::initializer_list<Argument> arguments = {
+      {"x", x}, {"expand_weight", expand_weight}, {"depthwise_weight", depthwise_weight}};
+  check_device(kOp, arguments);
+  check_norm_device(kOp, x, expand_scaling);
+  check_norm_device(kOp, x, depthwise_scaling);
+  for (const Argument& argument : arguments) {
     if (reinterpret_cast<uintptr_t>(argument.tensor.const_data_ptr()) % 16 != 0) {
       fail(kOp, argument.name, " must be aligned to 16 bytes");
     }
@@ -242,9 +279,7 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expan
                    static_cast<int>(launch[4])};
   params.x = x.const_data_ptr();
   params.expand_weight = expand_weight.const_data_ptr();
-  params.expand_bias = expand_bias.const_data_ptr();
   params.depthwise_weight = depthwise_weight.const_data_ptr();
-  params.depthwise_bias = depthwise_bias.const_data_ptr();
   params.y = y.mutable_data_ptr();
   // Declared out here: its memory must stay reserved until the launch is on the stream.
   std::optional<Tensor> partial;
@@ -261,8 +296,9 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Tensor& x, const Tensor& expan
   return {y, pooled};
 }
 
-Tensor stem(const Tensor& x, const Tensor& weight, const Tensor& bias, const Integers& stride,
-            const Integers& padding, const std::string& act) {
+Tensor stem(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+            const Vectors& norm, double eps, const Integers& stride, const Integers& padding,
+            const std::string& act) {
   constexpr const char* kOp = "stem";
   if (x.dim() != 4 || x.size(1) != 3) fail(kOp, "x must be (N, 3, H, W), found ", shape_text(x));
   StemParams params = {};
@@ -278,11 +314,13 @@ Tensor stem(const Tensor& x, const Tensor& weight, const Tensor& bias, const Int
     fail(kOp, "weight must have 1 to 256 output channels, found ", channels);
   }
   check_shape(kOp, {"weight", weight}, {{"O", channels}, {"I", 3}, {"k", 3}, {"k", 3}});
-  params.bias_is_float = check_bias(kOp, {"bias", bias}, channels, weight);
+  const Scaling scaling = {"", weight, bias, norm};
+  params.norm = checked_norm(kOp, scaling, eps);
   const Window window = checked_window(kOp, 3, x, stride, padding);
   if (window.stride != 2) fail(kOp, "stride must be (2, 2)");
   params.act = checked_act(kOp, act);
-  check_device(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
+  check_device(kOp, {{"x", x}, {"weight", weight}});
+  check_norm_device(kOp, x, scaling);
 
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -301,7 +339,6 @@ Tensor stem(const Tensor& x, const Tensor& weight, const Tensor& bias, const Int
   for (int axis = 0; axis < 4; ++axis) params.weight_stride[axis] = weight.stride(axis);
   params.x = x.const_data_ptr();
   params.weight = weight.const_data_ptr();
-  params.bias = bias.const_data_ptr();
   params.y = y.mutable_data_ptr();
   check_launch(kOp, launch_stem(params, current_stream(kOp, device)));
   return y;
@@ -310,16 +347,18 @@ Tensor stem(const Tensor& x, const Tensor& weight, const Tensor& bias, const Int
 }  // namespace
 }  // namespace effv2
 
-STABLE_TORCH_LIBRARY(effv2_native, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(effv2_native, library) {
   library.def(
-      "depthwise_bias_act(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, "
-      "str act, bool squeeze, int[] launch) -> (Tensor, Tensor)");
+      "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
+      "int[] stride, int[] padding, str act, bool squeeze, int[] launch) -> (Tensor, Tensor)");
   library.def(
-      "expand_depthwise(Tensor x, Tensor expand_weight, Tensor expand_bias, "
-      "Tensor depthwise_weight, Tensor depthwise_bias, int[] stride, int[] padding, str act, "
+      "expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, "
+      "Tensor[] expand_norm, float expand_eps, Tensor depthwise_weight, Tensor? depthwise_bias, "
+      "Tensor[] depthwise_norm, float depthwise_eps, int[] stride, int[] padding, str act, "
       "bool squeeze, int[] launch) -> (Tensor, Tensor)");
   library.def(
-      "stem(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, str act) -> Tensor");
+      "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
+      "int[] padding, str act) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(effv2_native, CUDA, library) {

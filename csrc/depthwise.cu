@@ -1,12 +1,12 @@
-// depthwise_bias_act: y = act(depthwise(x) + bias), and on request the mean of y over the image, in
-// one pass; NHWC.
+// depthwise_bias_act: y = act(depthwise(x) scale + shift), and on request the mean of y over the
+// image, in one pass; NHWC.
 //
 // Bytes: x and y once, the weights (k k C) are nothing beside them. FLOPs: 2 k k an output. So the
 // floor is memory: at stride 1 and 16 bits 4 bytes an output, 0.93 ps on an H200 (4.3 TB/s copy),
 // against 0.3 ps of multiplications for 3x3. A multiprocessor moves an output in 0.21 clocks, in
 // which it can issue 27 instructions for it. The row loop of bfloat16 and SiLU takes, an output
 // (sm_90a; float16 2 more for SiLU):
-//   3x3 stride 1 17.2, stride 2 23.3; 5x5 37, 46; 7x7 62, 72
+//   3x3 stride 1 17.2, stride 2 23.4; 5x5 37, 46; 7x7 62, 72
 // 17.2 are 9 multiplications, 2 of SiLU, 1.5 conversions of inputs (6 loaded for 4 stored columns)
 // and 0.5 of outputs, 1 sum of the squeeze, 3.2 for loads, stores, addresses and control.
 //
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks<T, kKernel>)
                    [&](int row) { return exists(first_row + row); });
     }
     if (!weights_are_there) {  // they come while the first rows do
-      strip.load_weights(static_cast<const T*>(params.weight), params.bias, params.bias_is_float,
+      strip.load_weights(static_cast<const T*>(params.weight), params.norm,
                          min(channel, params.channels - kWidth),
                          kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f);
       weights_are_there = true;
@@ -320,7 +320,6 @@ cudaError_t launch_width(DepthwiseParams params, cudaStream_t stream) {
   DepthwiseLaunch& choice = params.launch;
   const bool wide = vector_width<T>(params.x, params.channels) == kWidest<T> &&
                     vector_width<T>(params.weight, params.channels) == kWidest<T> &&
-                    vector_width<T>(params.bias, params.channels) == kWidest<T> &&
                     choice.channel_threads % (kWidest<T> / kWide) == 0;
   if (choice.cluster) {
     DeviceLimits limits;

@@ -1,5 +1,5 @@
-// expand_depthwise: y = act(depthwise(act(x W + b1)) + b2), and on request the mean of y over the
-// image; NHWC, 16 bits. The expanded tensor, act(x W + b1), never leaves the chip.
+// expand_depthwise: y = act(depthwise(act(x W s1 + b1)) s2 + b2), and on request the mean of y over
+// the image; NHWC, 16 bits. The expanded tensor, act(x W s1 + b1), never leaves the chip.
 //
 // Bytes: x (I channels), y (E channels) and the weights; the two separate ops also write and read
 // the expanded tensor, 3 x the bytes of y at stride 1. FLOPs: 2 I an expanded element, 2 k k an
@@ -11,7 +11,7 @@
 // A block owns a tile of the output of one image: the whole map where it fits, for then nothing is
 // expanded twice. The pixels of x under the tile and its halo go to shared memory once, whole (I <=
 // 256 or so); then, kChunk channels at a time: weights by cp.async; x W on tensor cores (a warp
-// takes 32 pixels x kChunk channels); bias, activation, and the chunk into shared memory; the
+// takes 32 pixels x kChunk channels); norm, activation, and the chunk into shared memory; the
 // depthwise strips of common/depthwise.cuh on it, while the next weights arrive. Only pixels of the
 // image are in the tile, so that the padding of the *expanded* tensor is 0 and not act(b1): the
 // strips skip it. Rows in shared memory are 16 bytes longer than their data: ldmatrix, the stores
@@ -23,6 +23,7 @@
 #include "common/activations.cuh"
 #include "common/depthwise.cuh"
 #include "common/launch.cuh"
+#include "common/norm.cuh"
 #include "common/reduce.cuh"
 #include "common/squeeze.cuh"
 #include "common/vector_io.cuh"
@@ -40,11 +41,11 @@ __host__ __device__ constexpr int padded_depth(int in_channels) {
   return (in_channels + kDepth - 1) / kDepth * kDepth;
 }
 
-// Elements of the three tiles in shared memory; floats of the bias follow.
+// Elements of the three tiles in shared memory; scale and shift of each channel follow.
 struct Layout {
   int pitch;         // of a row of x or of the expand weights
   int hidden_pitch;  // of a row of the expanded tile
-  int weight_at, hidden_at, bias_at;
+  int weight_at, hidden_at, norm_at;
   size_t bytes;
 
   // The sums of the squeeze lie over the expanded tile, when that is no longer needed.
@@ -55,8 +56,8 @@ struct Layout {
     hidden_at = weight_at + chunk * pitch;
     const int squeeze_elements = static_cast<int>((squeeze_bytes + 15) / 16 * 8);
     const int hidden = pixels * hidden_pitch;
-    bias_at = hidden_at + (hidden > squeeze_elements ? hidden : squeeze_elements);
-    bytes = bias_at * sizeof(uint16_t) + chunk * sizeof(float);
+    norm_at = hidden_at + (hidden > squeeze_elements ? hidden : squeeze_elements);
+    bytes = norm_at * sizeof(uint16_t) + chunk * 2 * sizeof(float);
   }
 };
 
@@ -102,9 +103,10 @@ __device__ __forceinline__ void copy_rows(T* target, int pitch, int rows, int wi
   }
 }
 
-// hidden[pixel, c] = act(sum over i of x[pixel, i] weight[c, i] + bias[c])
+// hidden[pixel, c] = act(norm[c].shift + norm[c].scale * sum over i of x[pixel, i] weight[c, i]),
+// where `norm` has scale and shift of a channel beside each other, times kSiluScale for SiLU.
 template <typename T, int kChunk>
-__device__ __forceinline__ void expand(const T* x, const T* weight, const float* bias, T* hidden,
+__device__ __forceinline__ void expand(const T* x, const T* weight, const float* norm, T* hidden,
                                        int pixels, int pitch, int hidden_pitch, Activation act) {
   constexpr int kTiles = 2;             // of 16 pixels, of a warp
   constexpr int kColumns = kChunk / 8;  // of 8 channels
@@ -137,11 +139,21 @@ __device__ __forceinline__ void expand(const T* x, const T* weight, const float*
       }
     }
 #pragma unroll
-    for (int i = 0; i < kTiles * kColumns; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      float own[4];  // of this lane's two channels
+      load(norm + (j * 8 + lane % 4 * 2) * 2, own);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) sums[i][r] += bias[i % kColumns * 8 + lane % 4 * 2 + r % 2];
+      for (int t = 0; t < kTiles; ++t) {
+        float (&found)[4] = sums[t * kColumns + j];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) found[r] = found[r] * own[r % 2 * 2] + own[r % 2 * 2 + 1];
+      }
     }
-    activate<kAccuracyFor<T>>(act, sums);
+    if (act == Activation::kSilu) {
+      activate_scaled_silu<kAccuracyFor<T>>(sums);
+    } else {
+      activate<kAccuracyFor<T>>(act, sums);
+    }
 #pragma unroll
     for (int i = 0; i < kTiles * kColumns; ++i) {
 #pragma unroll
@@ -181,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   T* x_tile = shared;
   T* weight_tile = shared + layout.weight_at;
   T* hidden = shared + layout.hidden_at;
-  float* bias_tile = reinterpret_cast<float*>(shared + layout.bias_at);
+  float* norm_tile = reinterpret_cast<float*>(shared + layout.norm_at);
 
   const T* x =
       static_cast<const T*>(params.x) + image * params.height * params.width * params.in_channels;
@@ -195,10 +207,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     });
     ptx::cp_async_commit();
     if (thread < kChunk) {
-      const int channel = min(first + thread, params.channels - 1);
-      bias_tile[thread] = params.expand_bias_is_float
-                              ? static_cast<const float*>(params.expand_bias)[channel]
-                              : to_float(static_cast<const T*>(params.expand_bias)[channel]);
+      float scale[1], shift[1];
+      load_norm<T>(params.expand_norm, min(first + thread, params.channels - 1), scale, shift);
+      const float factor = params.act == Activation::kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f;
+      const float own[2] = {factor * scale[0], factor * shift[0]};
+      store(norm_tile + thread * 2, own);
     }
   };
 
@@ -215,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int chunk = begin_chunk; chunk < end_chunk; ++chunk) {
     ptx::cp_async_wait<0>();
     __syncthreads();  // the weights are there, and nobody reads the last expanded tile
-    expand<T, kChunk>(x_tile, weight_tile, bias_tile, hidden, pixels, layout.pitch,
+    expand<T, kChunk>(x_tile, weight_tile, norm_tile, hidden, pixels, layout.pitch,
                       layout.hidden_pitch, params.act);
     __syncthreads();
     if (chunk + 1 < end_chunk) ask_weights(chunk + 1);
@@ -226,9 +239,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const auto convolve = [&](auto is_silu) {
       constexpr bool kSilu = decltype(is_silu)::value;
       Strip strip;
-      strip.load_weights(static_cast<const T*>(params.depthwise_weight), params.depthwise_bias,
-                         params.depthwise_bias_is_float, first_channel + own,
-                         kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f);
+      strip.load_weights(static_cast<const T*>(params.depthwise_weight), params.depthwise_norm,
+                         first_channel + own, kSilu ? kSiluScale<kAccuracyFor<T>> : 1.0f);
       T* y = static_cast<T*>(params.y) +
              image * params.out_height * params.out_width * params.channels + first_channel + own;
       const int across = (tile.columns + kColumns - 1) / kColumns;

@@ -1,5 +1,5 @@
-// stem: y = act(conv(x) + bias), 3x3 at stride 2 from 3 channels; x as the user has it, NCHW or
-// NHWC, float or 16 bits; y NHWC. The cast and the change of layout, two passes over the image
+// stem: y = act(conv(x) scale + shift), 3x3 at stride 2 from 3 channels; x as the user has it, NCHW
+// or NHWC, float or 16 bits; y NHWC. The cast and the change of layout, two passes over the image
 // elsewhere, come with the load.
 //
 // Bytes: x and y once: at 24 channels of 16 bits and x in float 48 + 48 an output pixel, 5 clocks
@@ -11,12 +11,14 @@
 // Tile: 4 x 32 output pixels of one image, for all channels, by 128 threads. The 9 x 65 pixels of x
 // under it go to shared memory as float, by 16-byte loads where lines are aligned (a line is a row
 // of one channel in NCHW, a row of all three in NHWC), with zeros outside of the image; the weights
-// go there too, [tap][channel]. A thread computes 8 channels of 4 pixels, 8 columns apart:
-// neighbouring lanes then have neighbouring channels, then neighbouring pixels, so that stores are
-// coalesced and reads of x conflict in no bank. A weight vector read is used for 4 pixels.
+// go there too, [tap][channel], and behind them scale and shift. A thread computes 8 channels of 4
+// pixels, 8 columns apart: neighbouring lanes then have neighbouring channels, then neighbouring
+// pixels, so that stores are coalesced and reads of x conflict in no bank. A weight vector read is
+// used for 4 pixels.
 
 #include "common/activations.cuh"
 #include "common/launch.cuh"
+#include "common/norm.cuh"
 #include "common/vector_io.cuh"
 #include "kernels.h"
 
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) stem_kernel(const StemParams params)
 
   const Lines lines(params.channels_first);
   float* weight_tile = dynamic_shared<float>();
-  float* x_tile = weight_tile + kTaps * padded(channels);
+  float* x_tile = weight_tile + (kTaps + 2) * padded(channels);
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * padded(channels); i += kThreads) {
     const int channel = i % padded(channels);
     const int tap = i / padded(channels);  // [input channel][row][column]
@@ -125,6 +127,12 @@ __global__ void __launch_bounds__(kThreads) stem_kernel(const StemParams params)
       begin = fill<__nv_bfloat16>(params, lines, image, row, column, x_tile);
       break;
   }
+  for (int i = static_cast<int>(threadIdx.x); i < padded(channels); i += kThreads) {
+    float scale[1], shift[1];
+    load_norm<T>(params.norm, min(i, channels - 1), scale, shift);
+    weight_tile[kTaps * padded(channels) + i] = scale[0];
+    weight_tile[(kTaps + 1) * padded(channels) + i] = shift[0];
+  }
   __syncthreads();
 
   T* y = static_cast<T*>(params.y) +
@@ -135,15 +143,7 @@ __global__ void __launch_bounds__(kThreads) stem_kernel(const StemParams params)
     const int pixel_row = i / groups / kApart;
     const float* x = x_tile + begin + pixel_row * kStride * lines.of_row +
                      pixel_column * kStride * lines.of_column;
-    float sums[kPixels][kGroup];
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      const int own = min(channel + j, channels - 1);
-      const float bias = params.bias_is_float ? static_cast<const float*>(params.bias)[own]
-                                              : to_float(static_cast<const T*>(params.bias)[own]);
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) sums[p][j] = bias;
-    }
+    float sums[kPixels][kGroup] = {};
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
       const float* from = x + tap / (kKernel * kKernel) * lines.of_channel +
@@ -159,6 +159,21 @@ __global__ void __launch_bounds__(kThreads) stem_kernel(const StemParams params)
 #pragma unroll
         for (int j = 0; j < kGroup; ++j) {
           sums[p][j] += value * weight[j / (kGroup / 2)][j % (kGroup / 2)];
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      constexpr int kHalf = kGroup / 2;
+      float scale[kHalf], shift[kHalf];
+      load(weight_tile + kTaps * padded(channels) + channel + half * kHalf, scale);
+      load(weight_tile + (kTaps + 1) * padded(channels) + channel + half * kHalf, shift);
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+#pragma unroll
+        for (int j = 0; j < kHalf; ++j) {
+          float& sum = sums[p][half * kHalf + j];
+          sum = sum * scale[j] + shift[j];
         }
       }
     }
@@ -198,7 +213,7 @@ cudaError_t launch_dtype(StemParams params, cudaStream_t stream) {
   shape.grid = dim3(static_cast<unsigned>(blocks));
   shape.block = dim3(kThreads);
   shape.shared_bytes =
-      sizeof(float) * (kTaps * padded(params.channels) + lines.count * lines.pitch);
+      sizeof(float) * ((kTaps + 2) * padded(params.channels) + lines.count * lines.pitch);
   return launch_with_shared<stem_kernel<T>>(shape, stream, params);
 }
 

@@ -2,7 +2,8 @@
 
 One function an op, with the arguments of its schema. Each returns NotImplemented for what its
 kernel does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls
-the native op of the same name, in the namespace ``effv2_native`` (csrc/conv_ops.cpp).
+the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp). ``convert`` is
+no op of ``effv2``: what prepares weights calls it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .launch.targets import Target
 NATIVE: Any = torch.ops.effv2_native
 OPS: Any = torch.ops.effv2
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LOADED = _native.load().loaded
+Norm = Sequence[Tensor]
 # Offsets within an image are 32-bit.
 MOST_ELEMENTS = 2**31 - 1
 MOST_PADDING = 64
@@ -28,7 +31,9 @@ MOST_PADDING = 64
 def depthwise_bias_act(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -48,7 +53,8 @@ def depthwise_bias_act(
     return NATIVE.depthwise_bias_act.default(
         _channels_last(x),
         weight.contiguous(),
-        bias.contiguous(),
+        *_dense(bias, norm),
+        eps,
         stride,
         sides,
         act,
@@ -60,9 +66,13 @@ def depthwise_bias_act(
 def expand_depthwise_(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Norm,
+    expand_eps: float,
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Tensor | None,
+    depthwise_norm: Norm,
+    depthwise_eps: float,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
@@ -74,14 +84,18 @@ def expand_depthwise_(
     launch = expand_depthwise_launch(x, expand_weight, depthwise_weight, stride, sides)
     if launch is None:
         convolve, slide = _halves(x)
-        hidden = convolve(x, expand_weight, expand_bias, None, (1, 1), (0, 0, 0, 0), act)
-        return slide(hidden, depthwise_weight, depthwise_bias, stride, padding, act, squeeze)
+        expand = expand_weight, expand_bias, expand_norm, expand_eps
+        hidden = convolve(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+        along = depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps
+        return slide(hidden, *along, stride, padding, act, squeeze)
     return NATIVE.expand_depthwise.default(
         _aligned(_channels_last(x)),
         _aligned(expand_weight.contiguous()),
-        expand_bias.contiguous(),
+        *_dense(expand_bias, expand_norm),
+        expand_eps,
         _aligned(depthwise_weight.contiguous()),
-        _aligned(depthwise_bias.contiguous()),
+        *_dense(depthwise_bias, depthwise_norm),
+        depthwise_eps,
         stride,
         sides,
         act,
@@ -123,7 +137,14 @@ def _halves(x: Tensor) -> tuple[Callable, Callable]:
 
 
 def stem(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
     """x: (N, 3, H, W) of any of DTYPES, dense in NCHW or NHWC (else copied); weight: (O, 3, 3, 3),
     stride 2. Returns (N, O, H', W') in weight's dtype."""
@@ -140,7 +161,35 @@ def stem(
         x = _channels_last(x)
     if not weight.is_contiguous():
         weight = _channels_last(weight)
-    return NATIVE.stem.default(x, weight, bias.contiguous(), stride, sides, act)
+    return NATIVE.stem.default(x, weight, *_dense(bias, norm), eps, stride, sides, act)
+
+
+def squeeze_excite_gate(
+    pooled: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    act: str = "silu",
+    gate: str = "sigmoid",
+) -> Tensor:
+    """pooled: (N, M); reduce_weight: (R, M); expand_weight: (M, R); all of one dtype."""
+    if pooled.dtype not in DTYPES or 0 in reduce_weight.shape:
+        return NotImplemented
+    tensors = pooled, reduce_weight, reduce_bias, expand_weight, expand_bias
+    dense = (tensor.contiguous() for tensor in tensors)
+    return NATIVE.squeeze_excite_gate.default(*dense, act, gate)
+
+
+def convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """New tensors of ``dtype``, 4-D ones in channels_last, by one launch for a hundred of them.
+    NotImplemented unless all are dense and of DTYPES, on one GPU."""
+    if not tensors:
+        return []
+    takes = LOADED and _on_one_gpu(tensors) and dtype in DTYPES and all(map(_converts, tensors))
+    if not takes:
+        return NotImplemented
+    return NATIVE.convert.default(tensors, dtype)
 
 
 # By the op's name; empty where the native library is not loaded.
@@ -149,8 +198,9 @@ KERNELS: dict[str, Callable] = (
         "stem": stem,
         "depthwise_bias_act": depthwise_bias_act,
         "expand_depthwise": expand_depthwise_,
+        "squeeze_excite_gate": squeeze_excite_gate,
     }
-    if _native.load().loaded
+    if LOADED
     else {}
 )
 
@@ -188,6 +238,21 @@ def _out_size(
         (x.shape[2] + top + bottom - weight.shape[2]) // stride[0] + 1,
         (x.shape[3] + left + right - weight.shape[3]) // stride[1] + 1,
     )
+
+
+def _dense(bias: Tensor | None, norm: Norm) -> tuple[Tensor | None, list[Tensor]]:
+    return None if bias is None else bias.contiguous(), [vector.contiguous() for vector in norm]
+
+
+def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:
+    return tensors[0].is_cuda and len({tensor.device for tensor in tensors}) == 1
+
+
+def _converts(tensor: Tensor) -> bool:
+    dense = tensor.is_contiguous() or (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+    return dense and tensor.dtype in DTYPES and tensor.numel() <= MOST_ELEMENTS
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def windows() -> list[tuple[int, int]]:
 def instances(architecture: str = "sm_90a") -> Iterator[Instance]:
     """What MODELS need, whichever dtype they run in, and how they are launched there."""
     for dtype in DTYPES:
-        yield Instance("stem_kernel", (dtype,), 128, 4 * (27 * 64 + 27 * 81))
+        yield Instance("stem_kernel", (dtype,), 128, 4 * (29 * 64 + 27 * 81))
         yield Instance("squeeze_finish_kernel", (dtype,), 128, 0)
         shared, cluster = HIDDEN
         for images, hidden in ((1, shared), (2, shared), (4, shared), (8, shared), (1, cluster)):

@@ -7,6 +7,7 @@
 
 #include "activations.cuh"
 #include "launch.cuh"
+#include "norm.cuh"
 #include "vector_io.cuh"
 
 namespace effv2 {
@@ -36,29 +37,32 @@ struct DepthwiseStrip {
   float weight[kTaps][kWidth];
   float bias[kWidth];
 
-  // Weights and bias of channels [channel, channel + kWidth) from the (C, k, k) and (C) that they
-  // are in, both aligned to 16 bytes unless kWidth is 1; times `scale`, and so are the sums.
-  __device__ __forceinline__ void load_weights(const T* weights, const void* biases,
-                                               bool bias_is_float, int channel,
-                                               float scale = 1.0f) {
+  // Weights and norm of channels [channel, channel + kWidth), the weights from the (C, k, k) that
+  // they are in, aligned to 16 bytes unless kWidth is 1; times `factor`, and so are the sums. The
+  // scale goes into the weights: the row loop knows nothing of a norm.
+  __device__ __forceinline__ void load_weights(const T* weights, const Norm& norm, int channel,
+                                               float factor = 1.0f) {
     const T* own = weights + static_cast<int64_t>(channel) * kTaps;
+    Vector vectors[kTaps];  // asked for before the norm is waited for
 #pragma unroll
     for (int i = 0; i < kTaps; ++i) {
-      float values[kWidth];
-      load(own + i * kWidth, values);
+      vectors[i] = *reinterpret_cast<const Vector*>(own + i * kWidth);
+    }
+    float scale[kWidth];
+    load_norm<T>(norm, channel, scale, bias);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      scale[j] *= factor;
+      bias[j] *= factor;
+    }
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const int flat = i * kWidth + j;
-        weight[flat % kTaps][flat / kTaps] = scale * values[j];
+        weight[flat % kTaps][flat / kTaps] = scale[flat / kTaps] * to_float(vectors[i].element[j]);
       }
     }
-    if (bias_is_float) {
-      load(static_cast<const float*>(biases) + channel, bias);
-    } else {
-      load(static_cast<const T*>(biases) + channel, bias);
-    }
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) bias[j] *= scale;
   }
 
   // The steps (below) of a strip that are not worth taking: their rows are above the image, which

@@ -112,7 +112,7 @@ def shared_bytes(problem: Problem, layout: ExpandDepthwiseLaunch) -> int:
     width = channels_of_a_thread(layout.chunk, problem.kernel, problem.dtype)
     strip_threads = THREADS // (layout.chunk // width)
     hidden = max(2 * pixels * (layout.chunk + PAD), 4 * layout.chunk * strip_threads)
-    return 2 * (pixels + layout.chunk) * (problem.depth + PAD) + hidden + 4 * layout.chunk
+    return 2 * (pixels + layout.chunk) * (problem.depth + PAD) + hidden + 8 * layout.chunk
 
 
 def separate_clocks(problem: Problem, target: Target) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from effv2_kernels import _native, cuda
 from effv2_kernels.launch import expand_depthwise, targets
-from tests.ops.cases import GEOMETRIES, SMALL, Arguments, arguments, ordered, plain
+from tests.ops.cases import GEOMETRIES, NORMS, SMALL, Arguments, arguments, ordered, plain
 
 STATUS = _native.load()
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason=f"native library {STATUS.reason}")
@@ -22,10 +22,10 @@ SIDES = [1, 1, 1, 1]
 LAUNCH = {"depthwise_bias_act": [8, 16, 2, 1, 0], "expand_depthwise": [4, 4, 2, 64, 1], "stem": []}
 
 
-def right(op: str) -> Arguments:
+def right(op: str, **options: Any) -> Arguments:
     """Arguments that only the device is wrong of."""
     geometry = STEM if op == "stem" else SMALL
-    options: dict[str, Any] = {"layout": "channels_last", "dtype": torch.bfloat16}
+    options |= {"layout": "channels_last", "dtype": torch.bfloat16}
     channels = (3, 24) if op == "stem" else (8, 24)
     return arguments(op, geometry, channels=channels, **options)
 
@@ -37,10 +37,12 @@ def native(op: str, args: Arguments, launch: list[int] | None = None) -> Any:
     return function.redispatch(KEYS, *ordered(op, args), *([extra] if LAUNCH[op] else []))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("op", LAUNCH)
-def test_the_device_is_checked_last(op: str) -> None:
+def test_the_device_is_checked_last(op: str, bias: bool, norm: str) -> None:
     with pytest.raises(RuntimeError, match=f"^effv2::{op}: x must be on a CUDA device, found cpu"):
-        native(op, right(op))
+        native(op, right(op, bias=bias, norm=norm))
 
 
 WRONG = {
@@ -80,6 +82,36 @@ WRONG = {
         "stem",
         {"bias": torch.ones(24).half()},
         "bias must be Float or BFloat16, found Half",
+    ),
+    "a sliced bias": (
+        "stem",
+        {"bias": torch.ones(48)[::2]},
+        "bias must be contiguous, found strides .2.",
+    ),
+    "a norm of three": (
+        "depthwise_bias_act",
+        {"norm": [torch.ones(8)] * 3},
+        "norm must be .., .mean, variance. or .mean, variance, gamma, beta., found 3 tensors",
+    ),
+    "a short variance": (
+        "expand_depthwise",
+        {"depthwise_norm": [torch.ones(24), torch.ones(1)]},
+        "depthwise_norm's variance must be .channels. = .24., found .1.",
+    ),
+    "a sliced gamma": (
+        "depthwise_bias_act",
+        {"norm": [torch.ones(8), torch.ones(8), torch.ones(16)[::2], torch.ones(8)]},
+        "norm's gamma must be contiguous, found strides .2.",
+    ),
+    "a beta of float16": (
+        "expand_depthwise",
+        {"expand_norm": [*[torch.ones(24).bfloat16()] * 3, torch.ones(24).half()]},
+        "expand_norm's beta must be Float or BFloat16, found Half",
+    ),
+    "a norm of two dtypes": (
+        "stem",
+        {"norm": [torch.ones(24), torch.ones(24).bfloat16()]},
+        "norm's variance must have the dtype of the mean, Float, found BFloat16",
     ),
     "stride 3": ("depthwise_bias_act", {"stride": [3, 3]}, "stride must be .1, 1. or .2, 2."),
     "two strides": ("expand_depthwise", {"stride": [1, 2]}, "stride must be .1, 1. or .2, 2."),

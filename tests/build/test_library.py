@@ -6,16 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import effv2_kernels  # noqa: F401  (defines the schemas and loads the library)
-from effv2_kernels import _native
+from effv2_kernels import _native, cuda
 
-OP = "effv2::squeeze_excite_gate"
+OPS = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate", "convert")
+KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 STATUS = _native.load()
 needs_library = pytest.mark.skipif(not STATUS.loaded, reason=f"native library {STATUS.reason}")
 
@@ -27,8 +29,9 @@ def output_of(*command: str) -> str:
 
 
 @needs_library
-def test_registers_the_cuda_kernel() -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(OP, "CUDA")
+@pytest.mark.parametrize("op", OPS)
+def test_registers_the_cuda_kernel(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"effv2_native::{op}", "CUDA")
 
 
 @needs_library
@@ -63,12 +66,9 @@ def arguments(**changes: torch.Tensor) -> list[torch.Tensor]:
     return list({**tensors, **changes}.values())
 
 
-@pytest.fixture
-def cuda_implementation() -> Callable[..., torch.Tensor]:
-    """The CUDA implementation, to be called with CPU tensors: it checks the device last."""
-    op = torch.ops.effv2.squeeze_excite_gate.default
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    return lambda *args, **kwargs: op.redispatch(keys, *args, **kwargs)
+def gate(*tensors: torch.Tensor, act: str = "silu", gate: str = "sigmoid") -> torch.Tensor:
+    """The CUDA implementation, with CPU tensors: it checks the device last."""
+    return torch.ops.effv2_native.squeeze_excite_gate.default.redispatch(KEYS, *tensors, act, gate)
 
 
 @needs_library
@@ -114,17 +114,59 @@ def cuda_implementation() -> Callable[..., torch.Tensor]:
         ({}, {"gate": "tanh"}, r'gate must be one of sigmoid, hardsigmoid, found "tanh"'),
     ],
 )
-def test_contract(cuda_implementation, changes, named, message) -> None:
+def test_contract(changes, named, message) -> None:
     with pytest.raises(RuntimeError, match="^effv2::squeeze_excite_gate: " + message):
-        cuda_implementation(*arguments(**changes), **named)
+        gate(*arguments(**changes), **named)
 
 
 @needs_library
-def test_float64_is_refused(cuda_implementation) -> None:
+def test_float64_is_refused() -> None:
     with pytest.raises(
         RuntimeError, match="pooled must be float32, float16 or bfloat16, found Double"
     ):
-        cuda_implementation(*(t.double() for t in arguments()))
+        gate(*(t.double() for t in arguments()))
+
+
+@needs_library
+def test_gates_of_cuda_tensors_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made contiguous; what it has no code for is declined."""
+    stand_in = SimpleNamespace(squeeze_excite_gate=SimpleNamespace(default=gate_of_all))
+    monkeypatch.setattr(cuda, "NATIVE", stand_in)
+    with pytest.raises(RuntimeError, match="pooled must be on a CUDA device, found cpu"):
+        cuda.squeeze_excite_gate(*arguments(expand_weight=torch.randn(4, 12).t()))
+    doubles = [tensor.double() for tensor in arguments()]
+    assert cuda.squeeze_excite_gate(*doubles) is NotImplemented
+    empty = arguments(reduce_weight=torch.randn(0, 12))
+    assert cuda.squeeze_excite_gate(*empty) is NotImplemented
+
+
+def gate_of_all(*args: Any) -> torch.Tensor:
+    return gate(*args[:5], act=args[5], gate=args[6])
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("sources", "dtype", "message"),
+    [
+        ([torch.ones(3)], torch.float16, "the first source must be on a CUDA device, found cpu"),
+        ([torch.ones(3)], torch.float64, "dtype must be float32, float16 or bfloat16, found Doub"),
+        ([torch.ones(3).int()], torch.float16, "a source must be float32, float16 or bfloat16"),
+        ([torch.ones(4, 4)[:, ::2]], torch.float16, "a source must be contiguous, found strides"),
+        (
+            [torch.ones(4, 3, 3, 3).transpose(2, 3)],
+            torch.float16,
+            "a source must be contiguous, found strides",
+        ),
+        (
+            [torch.ones(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)],
+            torch.float16,
+            "the first source must be on a CUDA device, found cpu",
+        ),
+    ],
+)
+def test_what_convert_refuses(sources, dtype, message) -> None:
+    with pytest.raises(RuntimeError, match=f"^effv2::convert: {message}"):
+        torch.ops.effv2_native.convert.default.redispatch(KEYS, sources, dtype)
 
 
 @needs_library

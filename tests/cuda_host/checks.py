@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 
-from tests.ops.cases import Geometry, arguments, mapped, ordered, plain
+from tests.ops.cases import Arguments, Geometry, arguments, mapped, ordered, plain
 from tests.support import assert_as_close_as_pytorch
 
 
 def check(implementation: Callable, op: str, geometry: Geometry, **options: Any) -> list:
     """Runs it on random arguments, as ``tests.ops.cases.arguments`` makes them of the options,
     checks its outputs and returns them."""
-    args = arguments(op, geometry, **{"layout": "channels_last", **options})
+    return check_of(
+        implementation, op, arguments(op, geometry, **{"layout": "channels_last", **options})
+    )
+
+
+def check_of(implementation: Callable, op: str, args: Arguments) -> list:
     found = implementation(*ordered(op, args))
     assert found is not NotImplemented
     found = list(found) if isinstance(found, tuple) else [found]

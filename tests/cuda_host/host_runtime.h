@@ -67,6 +67,7 @@ struct Options {
 };
 inline Options options;
 inline size_t most_shared_bytes = 0;  // that a launch has asked for
+inline int64_t launches = 0;
 
 enum class State { kReady, kWarpBarrier, kBlockBarrier, kClusterBarrier, kDone };
 
@@ -363,6 +364,7 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
       shape.shared_bytes > host::options.most_shared_bytes) {
     return cudaErrorInvalidValue;
   }
+  ++host::launches;
   host::most_shared_bytes = std::max(host::most_shared_bytes, shape.shared_bytes);
   const std::function<void()> body = [&] { kernel(args...); };
   const uint64_t clusters = uint64_t{grid.x / size} * grid.y * grid.z;

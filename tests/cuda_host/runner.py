@@ -45,21 +45,20 @@ class Driver:
         *,
         multiprocessors: int = 132,
         clusters: bool = True,
-        offset: int = 0,
-        inputs: int | None = None,
+        offset: int | Sequence[int] = 0,
     ) -> tuple[list[Tensor | None], list[int]]:
         """Runs it on copies of ``tensors``, taken as they lie in memory, each in a buffer of its
-        own; the first ``inputs`` (default: all) start ``offset`` elements past an aligned address.
+        own, that starts ``offset`` elements past an aligned address: one number, or one for each.
 
         Returns the tensors as they are afterwards and the integers that the driver answers. Raises
         HostError with what the sanitizers or the runtime found.
         """
         numbers = [multiprocessors, int(clusters), *integers]
         request = [struct.pack(f"<q{len(numbers)}qq", len(numbers), *numbers, len(tensors))]
-        for i, tensor in enumerate(tensors):
+        offsets = [offset] * len(tensors) if isinstance(offset, int) else offset
+        for tensor, elements in zip(tensors, offsets, strict=True):
             data = b"" if tensor is None else raw(tensor)
-            moved = tensor is not None and (inputs is None or i < inputs)
-            start = offset * tensor.element_size() if moved else 0
+            start = 0 if tensor is None else elements * tensor.element_size()
             request += [struct.pack("<qq", len(data), start), data]
         options = "detect_leaks=0:abort_on_error=0:exitcode=4"
         result = subprocess.run(

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from effv2_kernels import cuda
-from tests.cuda_host.checks import check
+from tests.cuda_host.checks import check, check_of
 from tests.cuda_host.native import Native
 from tests.cuda_host.runner import DTYPES
-from tests.ops.cases import Geometry, arguments
+from tests.ops.cases import NORMS, Geometry, arguments, mapped, ordered
 
 TARGETS = ("sm_80", "sm_90a")
 GEOMETRIES = {
@@ -93,6 +93,27 @@ def test_unaligned_pointers(native: Native, dtype: torch.dtype, offset: int) -> 
     checked(native, GEOMETRIES["3x3 stride 2"], dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vectors", [None, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms(native: Native, norm: str, bias: bool, vectors: Any, dtype: torch.dtype) -> None:
+    """By vectors of channels, whose norm need not be aligned, and by single channels."""
+    native.vector_offset = 1
+    options = {"norm": norm, "bias": bias, "bias_dtype": vectors, "dtype": dtype}
+    for channels in (24, 7):
+        checked(native, GEOMETRIES["3x3 stride 2"], channels=(channels, 0), **options)
+    checked(native, GEOMETRIES["5x5"], act="relu", **options)
+
+
+def test_a_bias_of_another_dtype_than_the_norm(native: Native) -> None:
+    op, options = "depthwise_bias_act", {"layout": "channels_last", "dtype": torch.bfloat16}
+    for change, dtype in (("bias", torch.bfloat16), ("norm", torch.float32)):
+        args = arguments(op, GEOMETRIES["3x3"], channels=(24, 0), bias_dtype=dtype, **options)
+        args |= mapped({change: args[change]}, torch.Tensor.float)
+        check_of(cuda.depthwise_bias_act, op, args)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
 def test_layouts_of_the_input(native: Native, layout: str) -> None:
     checked(native, GEOMETRIES["3x3 four sides"], layout=layout)
@@ -107,7 +128,7 @@ def test_nan_stays_in_its_channel_and_window(native: Native) -> None:
     """Nothing that is not asked for reaches an output: not a neighbour's channel, not padding."""
     args = arguments("depthwise_bias_act", GEOMETRIES["3x3 valid"], channels=(8, 0))
     args["x"][0, 3, 2, 2] = torch.nan
-    inputs = args["x"], args["weight"], args["bias"]
+    inputs = ordered("depthwise_bias_act", args)[:5]
     y, _ = cuda.depthwise_bias_act(*inputs, (1, 1), (0, 0, 0, 0), "relu6", False)
     expected = torch.zeros(2, 8, 5, 5, dtype=torch.bool)
     expected[0, 3, 0:3, 0:3] = True
@@ -119,6 +140,6 @@ def test_outputs_that_do_not_exist_are_not_in_the_mean(native: Native) -> None:
     args = arguments("depthwise_bias_act", Geometry((8, 8), (3, 3), (2, 2)), channels=(8, 0))
     args["x"][:, :, :, 7] = torch.nan
     args["x"][:, :, 7] = torch.nan
-    inputs = args["x"], args["weight"], args["bias"]
+    inputs = ordered("depthwise_bias_act", args)[:5]
     y, pooled = cuda.depthwise_bias_act(*inputs, (2, 2), (0, 0, 0, 0), "silu", True)
     assert y.shape[2:] == (3, 3) and y.isfinite().all() and pooled.isfinite().all()

@@ -11,7 +11,7 @@ from effv2_kernels import cuda
 from effv2_kernels.launch import expand_depthwise
 from tests.cuda_host.checks import check
 from tests.cuda_host.native import Native
-from tests.ops.cases import Geometry
+from tests.ops.cases import NORMS, Geometry
 
 DTYPES = (torch.float16, torch.bfloat16)
 # One tile a map, or several with a ragged last one.
@@ -78,14 +78,29 @@ def test_activations(native: Native, act: str) -> None:
         checked(native, geometry, act=act, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vectors", [None, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms(native: Native, norm: str, bias: bool, vectors: Any, dtype: torch.dtype) -> None:
+    """At addresses that are aligned to their elements only, and not by SiLU alone."""
+    native.vector_offset = 1
+    options = {"norm": norm, "bias": bias, "bias_dtype": vectors, "dtype": dtype}
+    for name, act in (("3x3", "silu"), ("5x5 of 64", "relu")):
+        geometry, native.launch = GEOMETRIES[name]
+        checked(native, geometry, act=act, **options)
+
+
 def test_padding_is_of_the_expanded_tensor(native: Native) -> None:
     """Outside of the image the expanded tensor is 0, not act(bias)."""
     geometry = GEOMETRIES["3x3"][0]
     x = torch.zeros(1, 8, 7, 7, dtype=torch.bfloat16)
-    weights = torch.zeros(8, 8, 1, 1), torch.full((8,), 3.0), torch.ones(8, 1, 3, 3), torch.zeros(8)
-    arguments = [weight.bfloat16() for weight in weights]
+    expand = torch.zeros(8, 8, 1, 1).bfloat16(), torch.full((8,), 3.0), [], 0.0
+    depthwise = torch.ones(8, 1, 3, 3).bfloat16(), None, [], 0.0
     native.launch = [3, 3, 3, 32, 1]
-    y, _ = cuda.expand_depthwise_(x, *arguments, geometry.stride, geometry.padding, "relu", False)
+    y, _ = cuda.expand_depthwise_(
+        *(x, *expand, *depthwise, geometry.stride, geometry.padding, "relu", False)
+    )
     counts = torch.tensor([2.0, 3, 3, 3, 3, 3, 2])
     assert torch.equal(y[0, 0].float(), 3 * counts[:, None] * counts)
 

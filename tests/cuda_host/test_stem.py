@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from effv2_kernels import cuda
-from tests.cuda_host.checks import check
+from tests.cuda_host.checks import check, check_of
 from tests.cuda_host.native import Native
 from tests.cuda_host.runner import DTYPES
-from tests.ops.cases import Geometry, arguments, ordered, plain
+from tests.ops.cases import NORMS, Geometry, arguments, mapped, ordered, plain
 from tests.support import assert_as_close_as_pytorch
 
 GEOMETRIES = {
@@ -48,6 +48,24 @@ def test_channels(native: Native, channels: int, dtype: torch.dtype) -> None:
     checked(native, GEOMETRIES["7x7 SAME"], layout="contiguous", **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vectors", [None, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms(native: Native, norm: str, bias: bool, vectors: Any, dtype: torch.dtype) -> None:
+    native.vector_offset = 1
+    options = {"norm": norm, "bias": bias, "bias_dtype": vectors, "dtype": dtype}
+    checked(native, GEOMETRIES["7x7"], **options)
+
+
+def test_a_bias_of_another_dtype_than_the_norm(native: Native) -> None:
+    options = {"channels": (3, 20), "layout": "channels_last", "dtype": torch.bfloat16}
+    for change, dtype in (("bias", torch.bfloat16), ("norm", torch.float32)):
+        args = arguments("stem", GEOMETRIES["7x7"], bias_dtype=dtype, **options)
+        args |= mapped({change: args[change]}, torch.Tensor.float)
+        check_of(cuda.stem, "stem", args)
+
+
 @pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_casts_the_image(native: Native, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
@@ -57,7 +75,7 @@ def test_casts_the_image(native: Native, x_dtype: torch.dtype, dtype: torch.dtyp
         args["x"] = args["x"].to(x_dtype)
         if layout == "channels_last":
             args["x"] = args["x"].contiguous(memory_format=torch.channels_last)
-        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+        wide = mapped(args, torch.Tensor.double)
         found = cuda.stem(*ordered("stem", args))
         assert found.dtype == dtype
         assert_as_close_as_pytorch(found, plain("stem", args)[0], plain("stem", wide)[0])

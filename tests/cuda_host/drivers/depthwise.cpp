@@ -1,6 +1,6 @@
 // depthwise.cu on the CPU. Integers: those of DepthwiseParams in the order below; buffers: x,
-// weight, bias, y, pooled (empty without squeeze).
-#include "driver.h"
+// weight, those of its norm, y, pooled (empty without squeeze).
+#include "norm.h"
 // The kernel comes after the runtime.
 #include "depthwise.cu"
 
@@ -8,7 +8,6 @@ int host::run(Request& request) {
   const auto next = [&] { return static_cast<int>(request.integer()); };
   effv2::DepthwiseParams params = {};
   params.dtype = static_cast<effv2::DType>(next());
-  params.bias_is_float = next() != 0;
   params.act = static_cast<effv2::Activation>(next());
   params.size_n = next();
   params.channels = next();
@@ -27,7 +26,7 @@ int host::run(Request& request) {
   params.launch.cluster = next() != 0;
   params.x = request.buffer();
   params.weight = request.buffer();
-  params.bias = request.buffer();
+  params.norm = norm_of(request);
   params.y = request.buffer();
   params.pooled = request.buffer();
   const size_t scratch_bytes =

@@ -1,7 +1,7 @@
 // expand_depthwise.cu on the CPU. Integers: those of ExpandDepthwiseParams in the order below;
-// buffers: x, the two weights with their biases, y, pooled (empty without squeeze). Answers the
-// dynamic shared memory of the launch.
-#include "driver.h"
+// buffers: x, the two weights each with those of its norm, y, pooled (empty without squeeze).
+// Answers the dynamic shared memory of the launch.
+#include "norm.h"
 // The kernel comes after the runtime.
 #include "expand_depthwise.cu"
 
@@ -9,8 +9,6 @@ int host::run(Request& request) {
   const auto next = [&] { return static_cast<int>(request.integer()); };
   effv2::ExpandDepthwiseParams params = {};
   params.dtype = static_cast<effv2::DType>(next());
-  params.expand_bias_is_float = next() != 0;
-  params.depthwise_bias_is_float = next() != 0;
   params.act = static_cast<effv2::Activation>(next());
   params.size_n = next();
   params.in_channels = next();
@@ -30,9 +28,9 @@ int host::run(Request& request) {
   params.launch.chunks = next();
   params.x = request.buffer();
   params.expand_weight = request.buffer();
-  params.expand_bias = request.buffer();
+  params.expand_norm = norm_of(request);
   params.depthwise_weight = request.buffer();
-  params.depthwise_bias = request.buffer();
+  params.depthwise_norm = norm_of(request);
   params.y = request.buffer();
   params.pooled = request.buffer();
   const auto parts = [](int whole, int tile) { return (whole + tile - 1) / tile; };

@@ -1,6 +1,6 @@
-// stem.cu on the CPU. Integers: those of StemParams in the order below; buffers: x, weight, bias,
-// y.
-#include "driver.h"
+// stem.cu on the CPU. Integers: those of StemParams in the order below; buffers: x, weight, those
+// of its norm, y.
+#include "norm.h"
 // The kernel comes after the runtime.
 #include "stem.cu"
 
@@ -9,7 +9,6 @@ int host::run(Request& request) {
   effv2::StemParams params = {};
   params.dtype = static_cast<effv2::DType>(next());
   params.x_dtype = static_cast<effv2::DType>(next());
-  params.bias_is_float = next() != 0;
   params.act = static_cast<effv2::Activation>(next());
   params.size_n = next();
   params.channels = next();
@@ -23,7 +22,7 @@ int host::run(Request& request) {
   for (int64_t& stride : params.weight_stride) stride = request.integer();
   params.x = request.buffer();
   params.weight = request.buffer();
-  params.bias = request.buffer();
+  params.norm = norm_of(request);
   params.y = request.buffer();
   return effv2::launch_stem(params, nullptr);
 }

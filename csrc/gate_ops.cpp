@@ -1,7 +1,6 @@
-// The torch side of the native ops: contract checks, allocation, stream and launch, on torch's
-// stable ABI (target 2.10), so that one library serves every torch from 2.10 on, one without CUDA
-// included. The schemas are defined in Python (effv2_kernels/ops), which therefore works without
-// this library; only the CUDA implementations are here.
+// The native squeeze_excite_gate in the namespace of the native ops: contract checks, allocation,
+// stream and launch, on torch's stable ABI (target 2.10), so that one library serves every torch
+// from 2.10 on, one without CUDA included.
 //
 // Checks run from what needs no GPU to what does, the device last: the contract can then be tested
 // on CPU tensors that are sent to the CUDA implementation by hand.
@@ -83,6 +82,12 @@ Tensor squeeze_excite_gate(const Tensor& pooled, const Tensor& reduce_weight,
 }  // namespace
 }  // namespace effv2
 
-STABLE_TORCH_LIBRARY_IMPL(effv2, CUDA, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(effv2_native, library) {
+  library.def(
+      "squeeze_excite_gate(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, "
+      "Tensor expand_weight, Tensor expand_bias, str act, str gate) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(effv2_native, CUDA, library) {
   library.impl("squeeze_excite_gate", TORCH_BOX(&effv2::squeeze_excite_gate));
 }
