@@ -262,7 +262,3 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def convert(tensors, dtype):
-    return NotImplemented
