@@ -43,7 +43,6 @@ def depthwise_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = c < C
     pixels = out_height * out_width
-    scale, shift = scale_and_shift(bias, mean, variance, gamma, beta, c, known, EPS)
     start = image
     if WIDE:
         start = start.to(tl.int64)
@@ -64,6 +63,8 @@ def depthwise_kernel(
                 value = tl.load(x + offsets, mask=inside[:, None] & known[None, :], other=0.0)
                 tap = tl.load(weight + c * (KH * KW) + tap_h * KW + tap_w, mask=known, other=0.0)
                 acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        # Here and not ahead of the taps, which need all registers there are.
+        scale, shift = scale_and_shift(bias, mean, variance, gamma, beta, c, known, EPS)
         y = activate(acc * scale[None, :] + shift[None, :], ACT, FAST)
         offsets = (start * pixels + p)[:, None] * C + c[None, :]
         keep = (p < pixels)[:, None] & known[None, :]
