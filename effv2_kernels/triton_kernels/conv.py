@@ -108,15 +108,15 @@ def conv_kernel(
     inside = m < rows
     if SPLIT_K > 1:
         out += split.to(tl.int64) * rows * OUT
-    _finish(
-        acc, pixels, inside, n, bias, mean, variance, gamma, beta, residual, out,
-        OUT, RESIDUAL, EPS, ACT, FAST, SPLIT_K,
-    )  # fmt: skip
-    if BLOCK_R > 0:
+    if BLOCK_R > 0:  # before the other: ptxas then has registers enough
         _finish(
             more, pixels, inside, r, bias, mean, variance, gamma, beta, residual, out,
             OUT, RESIDUAL, EPS, ACT, FAST, SPLIT_K,
         )  # fmt: skip
+    _finish(
+        acc, pixels, inside, n, bias, mean, variance, gamma, beta, residual, out,
+        OUT, RESIDUAL, EPS, ACT, FAST, SPLIT_K,
+    )  # fmt: skip
 
 
 @triton.jit
