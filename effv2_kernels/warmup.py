@@ -140,14 +140,14 @@ class _Recorder(TorchDispatchMode):
             self._ops[DISPATCHED.expand_depthwise.default] = self._halves
 
     def _halves(self, *args: Any) -> Any:
-        x, weight, bias, depthwise_weight, *rest = args
-        _, stride, padding, act, _ = rest
-        sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
-        if cuda.expand_depthwise_launch(x, weight, depthwise_weight, stride, sides, self._target):
+        x, expand, depthwise, geometry = args[0], args[1:5], args[5:9], args[9:]
+        stride, padding, act, _ = geometry
+        sides = aten.four_sides(x, depthwise[0].shape[2:], stride, padding)
+        if cuda.expand_depthwise_launch(x, expand[0], depthwise[0], stride, sides, self._target):
             return NotImplemented
-        expand = (x, weight, bias, None, (1, 1), (0, 0, 0, 0), act)
-        hidden = self._run(DISPATCHED.conv_bias_act.default, expand)
-        return self._run(DISPATCHED.depthwise_bias_act.default, (hidden, depthwise_weight, *rest))
+        first = (x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+        hidden = self._run(DISPATCHED.conv_bias_act.default, first)
+        return self._run(DISPATCHED.depthwise_bias_act.default, (hidden, *depthwise, *geometry))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None

@@ -31,8 +31,9 @@ BATCHES = (1, 128)
 SOURCES = "all sources"
 _PACKAGE = Path(effv2_kernels.__file__).parent
 _HASHED = (
-    *(f"triton_kernels/{name}.py" for name in ("activations", "gather", "conv", "fused_mbconv")),
-    *("triton_kernels/pool.py", "triton_kernels/depthwise.py", "launch/dense.py"),
+    *(f"triton_kernels/{name}.py" for name in ("activations", "gather", "norm", "conv")),
+    *("triton_kernels/fused_mbconv.py", "triton_kernels/pool.py", "triton_kernels/depthwise.py"),
+    "launch/dense.py",
     *(f"launch/{name}.py" for name in ("conv", "fused_mbconv", "conv_act_pool")),
     *("launch/depthwise_triton.py", "launch/selection.py", "launch/targets.py"),
     *(f"triton_ops/{name}.py" for name in ("_arguments", "conv", "fused_mbconv", "pool")),

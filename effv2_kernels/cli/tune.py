@@ -119,11 +119,10 @@ def _examples(name: str, args: tuple) -> list[Example]:
     """The op, or the two that it is made of: a time of both would hide what one gains."""
     if name != "expand_depthwise":
         return [Example(name, args)]
-    x, weight, bias, *rest = args
-    act = args[-2]
-    expand = (x, weight, bias, None, (1, 1), (0, 0, 0, 0), act)
-    hidden = DISPATCHED.conv_bias_act.default(*expand)
-    return [Example("conv_bias_act", expand), Example("depthwise_bias_act", (hidden, *rest))]
+    x, expand, rest, act = args[0], args[1:5], args[5:], args[-2]
+    first = (x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+    hidden = DISPATCHED.conv_bias_act.default(*first)
+    return [Example("conv_bias_act", first), Example("depthwise_bias_act", (hidden, *rest))]
 
 
 def _report(log: Path | None, progress: Progress) -> None:

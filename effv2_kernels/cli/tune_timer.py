@@ -32,12 +32,30 @@ class Example:
 
     @property
     def elements(self) -> int:
-        return sum(a.numel() for a in self.args if isinstance(a, Tensor))
+        return sum(tensor.numel() for tensor in self._tensors)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        lists = (a if isinstance(a, list | tuple) else [a] for a in self.args)
+        return [a for several in lists for a in several if isinstance(a, Tensor)]
 
     def filled(self, seed: int) -> tuple:
         """The arguments with random numbers on the current GPU, in the same layouts."""
         generator = torch.Generator("cuda").manual_seed(seed)
-        return tuple(_random(a, generator) if isinstance(a, Tensor) else a for a in self.args)
+        return tuple(_filled(a, generator) for a in self.args)
+
+
+def _filled(argument: Any, generator: torch.Generator) -> Any:
+    if isinstance(argument, Tensor):
+        return _random(argument, generator)
+    if isinstance(argument, list | tuple) and argument and isinstance(argument[0], Tensor):
+        mean, variance, *rest = (_random(vector, generator) for vector in argument)
+        return [mean, variance.square_().add_(0.5), *rest]
+    return argument
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,8 +90,7 @@ class GpuTimer:
 
     def prepare(self, task: Task) -> None:
         example = self._examples[task]
-        size = sum(a.numel() * a.element_size() for a in example.args if isinstance(a, Tensor))
-        copies = min(_MOST_COPIES, 1 + 2 * self._target.l2_bytes // max(size, 1))
+        copies = min(_MOST_COPIES, 1 + 2 * self._target.l2_bytes // max(example.bytes, 1))
         self._task, self._inputs = task, []
         torch.cuda.empty_cache()
         self._inputs = [example.filled(seed) for seed in range(copies)]

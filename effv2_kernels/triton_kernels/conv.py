@@ -35,6 +35,7 @@ import triton.language as tl
 
 from .activations import activate
 from .gather import load_columns, load_window, locate
+from .norm import normalise, scale_and_shift
 
 _RUN_TIME = [
     *("rows", "height", "width", "out_height", "out_width"),
@@ -44,17 +45,18 @@ _RUN_TIME = [
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def conv_kernel(
-    x, weight, bias, gate, residual, out,
+    x, weight, bias, mean, variance, gamma, beta, gate, residual, out,
     rows, height, width, out_height, out_width, stride_h, stride_w, top, left,
     C: tl.constexpr, OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr,
-    GATED: tl.constexpr, IMAGES: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, THROUGH_L1: tl.constexpr,
-    SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    GATED: tl.constexpr, IMAGES: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr,
+    ACT: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    THROUGH_L1: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias: (OUT,); gate: (N, C) if GATED; residual,
-    out: (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W', OUT), partial sums
-    that ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of channels, SPLIT_K)."""
+    """x: (N, H, W, C); weight: (OUT, KH, KW, C); bias to beta: (OUT,) or None; gate: (N, C) if
+    GATED; residual, out: (N, H', W', OUT). With SPLIT_K > 1, out is float32 (SPLIT_K, N, H', W',
+    OUT), partial sums that ``finish_split_kernel`` ends. Grid: (tiles of pixels times tiles of
+    channels, SPLIT_K)."""
     K: tl.constexpr = KH * KW * C
     WIDTH: tl.constexpr = BLOCK_N + BLOCK_R
     TILES_N: tl.constexpr = (OUT + WIDTH - 1) // WIDTH
@@ -106,22 +108,28 @@ def conv_kernel(
     inside = m < rows
     if SPLIT_K > 1:
         out += split.to(tl.int64) * rows * OUT
-    _finish(acc, pixels, inside, n, bias, residual, out, OUT, RESIDUAL, ACT, FAST, SPLIT_K)
-    if BLOCK_R > 0:
-        _finish(more, pixels, inside, r, bias, residual, out, OUT, RESIDUAL, ACT, FAST, SPLIT_K)
+    if BLOCK_R > 0:  # before the other: ptxas then has registers enough
+        _finish(
+            more, pixels, inside, r, bias, mean, variance, gamma, beta, residual, out,
+            OUT, RESIDUAL, EPS, ACT, FAST, SPLIT_K,
+        )  # fmt: skip
+    _finish(
+        acc, pixels, inside, n, bias, mean, variance, gamma, beta, residual, out,
+        OUT, RESIDUAL, EPS, ACT, FAST, SPLIT_K,
+    )  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    acc, pixels, inside, n, bias, residual, out,
-    OUT: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
-    SPLIT_K: tl.constexpr,
+    acc, pixels, inside, n, bias, mean, variance, gamma, beta, residual, out,
+    OUT: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr,
+    FAST: tl.constexpr, SPLIT_K: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation and residual of a tile of channels n, unless it is a partial sum; stores."""
+    """Norm, activation and residual of a tile of channels n, unless it is a partial sum; stores."""
     offsets = pixels[:, None] * OUT + n[None, :]
     keep = inside[:, None] & (n < OUT)[None, :]
     if SPLIT_K == 1:
-        acc += tl.load(bias + n, mask=n < OUT, other=0.0).to(tl.float32)[None, :]
+        acc = normalise(acc, bias, mean, variance, gamma, beta, n, n < OUT, EPS)
         acc = activate(acc, ACT, FAST)
         if RESIDUAL:
             acc += tl.load(residual + offsets, mask=keep, other=0.0).to(tl.float32)
@@ -130,11 +138,11 @@ def _finish(
 
 @triton.jit(do_not_specialize=["elements"])
 def finish_split_kernel(
-    partial, bias, residual, out, elements,
-    OUT: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr,
-    SPLIT_K: tl.constexpr, BLOCK: tl.constexpr,
+    partial, bias, mean, variance, gamma, beta, residual, out, elements,
+    OUT: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr, ACT: tl.constexpr,
+    FAST: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adds the SPLIT_K partial sums in order, then bias, activation and residual. Bytes: the
+    """Adds the SPLIT_K partial sums in order, then norm, activation and residual. Bytes: the
     partial sums, which are in L2, once; no arithmetic to speak of. partial: float32 (SPLIT_K,
     elements); residual, out: (elements,) with channels last. Grid: (tiles of BLOCK elements,)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -142,7 +150,8 @@ def finish_split_kernel(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in tl.static_range(SPLIT_K):
         total += tl.load(partial + split * elements + i, mask=keep, other=0.0)
-    total += tl.load(bias + i % OUT, mask=keep, other=0.0).to(tl.float32)
+    scale, shift = scale_and_shift(bias, mean, variance, gamma, beta, i % OUT, keep, EPS)
+    total = total * scale + shift
     total = activate(total, ACT, FAST)
     if RESIDUAL:
         total += tl.load(residual + i, mask=keep, other=0.0).to(tl.float32)

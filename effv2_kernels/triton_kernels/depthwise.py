@@ -1,4 +1,4 @@
-"""Depthwise convolution + bias + activation, and the squeeze in the same pass.
+"""Depthwise convolution + norm + activation, and the squeeze in the same pass.
 
 Bytes: the map in, the map out, nothing else to speak of; FLOPs: 2 k k for each output, which is
 nothing for a tensor core and little for the others. Stage 5 of V2-S at 384 pixels, batch 128, bf16
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
+from .norm import scale_and_shift
 
 _RUN_TIME = [
     *("height", "width", "out_height", "out_width"),
@@ -28,20 +29,20 @@ _RUN_TIME = [
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def depthwise_kernel(
-    x, weight, bias, out, partial,
+    x, weight, bias, mean, variance, gamma, beta, out, partial,
     height, width, out_height, out_width, stride_h, stride_w, top, left,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SQUEEZE: tl.constexpr,
-    ACT: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
+    EPS: tl.constexpr, ACT: tl.constexpr, FAST: tl.constexpr, WIDE: tl.constexpr,
     TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C); weight: (C, KH, KW); bias: (C,); out: (N, H', W', C); partial: float32 (N,
-    parts, C) sums of the output if SQUEEZE. Grid: (tiles of channels, parts, N)."""
+    """x: (N, H, W, C); weight: (C, KH, KW); bias to beta: (C,) or None; out: (N, H', W', C);
+    partial: float32 (N, parts, C) sums of the output if SQUEEZE. Grid: (tiles of channels, parts,
+    N)."""
     part = tl.program_id(1)
     image = tl.program_id(2)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = c < C
     pixels = out_height * out_width
-    shift = tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
     start = image
     if WIDE:
         start = start.to(tl.int64)
@@ -62,7 +63,9 @@ def depthwise_kernel(
                 value = tl.load(x + offsets, mask=inside[:, None] & known[None, :], other=0.0)
                 tap = tl.load(weight + c * (KH * KW) + tap_h * KW + tap_w, mask=known, other=0.0)
                 acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
-        y = activate(acc + shift[None, :], ACT, FAST)
+        # Here and not ahead of the taps, which need all registers there are.
+        scale, shift = scale_and_shift(bias, mean, variance, gamma, beta, c, known, EPS)
+        y = activate(acc * scale[None, :] + shift[None, :], ACT, FAST)
         offsets = (start * pixels + p)[:, None] * C + c[None, :]
         keep = (p < pixels)[:, None] & known[None, :]
         tl.store(out + offsets, y.to(out.dtype.element_ty), mask=keep)

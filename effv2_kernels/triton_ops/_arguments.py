@@ -70,6 +70,23 @@ def empty_nhwc(x: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """What becomes of a convolution's sums before the activation, as the kernels take it: (bias,
+    mean, variance, gamma, beta), dense, and their EPS."""
+
+    vectors: tuple[Tensor | None, ...] = (None,) * 5
+    eps: float = 0.0
+
+
+def affine(bias: Tensor | None, norm: Sequence[Tensor], eps: float) -> Affine:
+    """norm: (mean, variance), with (gamma, beta) or without, or () for a bias alone, whose kernel
+    is the same whatever ``eps`` is."""
+    given = (bias, *norm, *(None,) * (4 - len(norm)))
+    dense = tuple(None if vector is None else vector.contiguous() for vector in given)
+    return Affine(dense, float(eps) if norm else 0.0)
+
+
+@dataclass(frozen=True)
 class Window:
     """A convolution's geometry on a map, as the kernels take it."""
 

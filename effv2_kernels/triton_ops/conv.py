@@ -11,6 +11,7 @@ from ..launch.conv import Choice, Shape, stages_with_gate
 from ..launch.selection import choose
 from ..triton_kernels.conv import conv_kernel, finish_split_kernel
 from . import _arguments as arguments
+from ._arguments import Affine
 from ._launch import launch, target_of
 
 _FINISH_BLOCK = 512
@@ -19,46 +20,65 @@ _FINISH_BLOCK = 512
 def conv_bias_act(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    """x: (N, I, H, W); weight: (O, I, kh, kw), without a copy if channels_last; bias: (O,);
-    residual: (N, O, H', W') or None, added after the activation. Returns (N, O, H', W'),
-    channels_last. Declines float64 and 2^31 pixels."""
-    return convolve(x, weight, bias, None, residual, stride, padding, act)
+    """x: (N, I, H, W); weight: (O, I, kh, kw), without a copy if channels_last; bias: (O,) or None;
+    norm: (O,) each, as in ``_arguments.affine``; residual: (N, O, H', W') or None, added after the
+    activation. Returns (N, O, H', W'), channels_last. Declines float64 and 2^31 pixels."""
+    affine = arguments.affine(bias, norm, eps)
+    return convolve(x, weight, affine, None, residual, stride, padding, act)
 
 
 def gated_project(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, act: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
+    residual: Tensor | None,
+    act: str,
 ) -> Tensor:
     """x: (N, E, H, W); gate: (N, E), by which x is multiplied as it is loaded; weight: (O, E, 1,
-    1); bias: (O,); residual: (N, O, H, W) or None. Returns (N, O, H, W), channels_last. Declines
-    float64 and 2^31 pixels."""
-    return convolve(x, weight, bias, gate, residual, (1, 1), (0, 0, 0, 0), act)
+    1); bias, norm: (O,) each; residual: (N, O, H, W) or None. Returns (N, O, H, W), channels_last.
+    Declines float64 and 2^31 pixels."""
+    affine = arguments.affine(bias, norm, eps)
+    return convolve(x, weight, affine, gate, residual, (1, 1), (0, 0, 0, 0), act)
 
 
 def stem(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
 ) -> Tensor:
     """x: (N, I, H, W) of any floating dtype, cast to weight's first. Returns (N, O, H', W') in
     weight's dtype, channels_last."""
-    return convolve(x.to(weight.dtype), weight, bias, None, None, stride, padding, act)
+    affine = arguments.affine(bias, norm, eps)
+    return convolve(x.to(weight.dtype), weight, affine, None, None, stride, padding, act)
 
 
 def convolve(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    affine: Affine,
     gate: Tensor | None,
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
-    """act(conv(x * gate, weight) + bias) + residual."""
+    """act(affine(conv(x * gate, weight))) + residual."""
     kernel = tuple(weight.shape[2:])
     window = arguments.window(x, kernel, stride, padding)
     out = arguments.empty_nhwc(x, weight.shape[0], window.out_height, window.out_width)
@@ -67,7 +87,6 @@ def convolve(
     if out.numel() == 0:
         return out
     x, weight = arguments.nhwc(x), arguments.nhwc(weight)
-    bias = bias.contiguous()
     gate = gate if gate is None else gate.contiguous()
     residual = residual if residual is None else arguments.nhwc(residual)
     rows = out.shape[0] * window.out_height * window.out_width
@@ -81,6 +100,8 @@ def convolve(
     images = _images_of_a_tile(gate, window.height * window.width, choice.block_m)
     if gate is not None and images == 0:
         stages = stages_with_gate(choice, kind, target)
+    # Partial sums are sums and nothing else.
+    now, then = (affine, residual) if split == 1 else (Affine(), None)
     constants = {
         "C": channels,
         "OUT": weight.shape[0],
@@ -89,7 +110,8 @@ def convolve(
         "PLAIN": window.plain,
         "GATED": gate is not None,
         "IMAGES": images,
-        "RESIDUAL": residual is not None and split == 1,
+        "RESIDUAL": then is not None,
+        "EPS": now.eps,
         "ACT": act if split == 1 else "none",
         "FAST": arguments.fast(act, x) and split == 1,
         "PRECISION": arguments.precision(x),
@@ -106,13 +128,13 @@ def convolve(
     launch(
         conv_kernel,
         (tiles, split, 1),
-        (x, weight, bias, gate, residual if split == 1 else None, into, rows, *window.numbers),
+        (x, weight, *now.vectors, gate, then, into, rows, *window.numbers),
         constants,
         warps=choice.warps,
         stages=stages,
     )
     if split > 1:
-        _finish(into, bias, residual, out, act, split)
+        _finish(into, affine, residual, out, act, split)
     return out
 
 
@@ -124,16 +146,17 @@ def _images_of_a_tile(gate: Tensor | None, pixels: int, block_m: int) -> int:
 
 
 def _finish(
-    partial: Tensor, bias: Tensor, residual: Tensor | None, out: Tensor, act: str, split: int
+    partial: Tensor, affine: Affine, residual: Tensor | None, out: Tensor, act: str, split: int
 ) -> None:
     constants = {
         "OUT": out.shape[1],
         "RESIDUAL": residual is not None,
+        "EPS": affine.eps,
         "ACT": act,
         "FAST": arguments.fast(act, out),
         "SPLIT_K": split,
         "BLOCK": _FINISH_BLOCK,
     }
     grid = (-(-out.numel() // _FINISH_BLOCK), 1, 1)
-    operands = (partial, bias, residual, out, out.numel())
+    operands = (partial, *affine.vectors, residual, out, out.numel())
     launch(finish_split_kernel, grid, operands, constants, warps=4)

@@ -17,18 +17,21 @@ from .conv import conv_bias_act
 def fused_mbconv(
     x: Tensor,
     expand_weight: Tensor,
-    expand_bias: Tensor,
+    expand_bias: Tensor | None,
+    expand_norm: Sequence[Tensor],
+    expand_eps: float,
     project_weight: Tensor,
-    project_bias: Tensor,
+    project_bias: Tensor | None,
+    project_norm: Sequence[Tensor],
+    project_eps: float,
     residual: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     act: str,
 ) -> Tensor:
     """x: (N, C, H, W); expand_weight: (E, C, k, k), without a copy if channels_last;
-    project_weight: (O, E, 1, 1); biases: (E,), (O,). ``residual`` adds x. Returns (N, O, H', W'),
-    channels_last.
-    Declines float64 and 2^31 pixels."""
+    project_weight: (O, E, 1, 1); biases and norms: (E,) or (O,) each, as in ``_arguments.affine``.
+    ``residual`` adds x. Returns (N, O, H', W'), channels_last. Declines float64 and 2^31 pixels."""
     kernel = tuple(expand_weight.shape[2:])
     window = arguments.window(x, kernel, stride, padding)
     expanded, out_channels = expand_weight.shape[0], project_weight.shape[0]
@@ -44,10 +47,13 @@ def fused_mbconv(
     choice: Choice | None = choose("fused_mbconv", shape, kind, target_of(x))
     x = arguments.nhwc(x)
     if choice is None:
-        hidden = conv_bias_act(x, expand_weight, expand_bias, None, stride, padding, act)
+        expand = expand_weight, expand_bias, expand_norm, expand_eps
+        hidden = conv_bias_act(x, *expand, None, stride, padding, act)
+        project = project_weight, project_bias, project_norm, project_eps
         skip = x if residual else None
-        sides = (0, 0, 0, 0)
-        return conv_bias_act(hidden, project_weight, project_bias, skip, (1, 1), sides, "none")
+        return conv_bias_act(hidden, *project, skip, (1, 1), (0, 0, 0, 0), "none")
+    first = arguments.affine(expand_bias, expand_norm, expand_eps)
+    second = arguments.affine(project_bias, project_norm, project_eps)
     constants = {
         "C": x.shape[1],
         "E": expanded,
@@ -56,6 +62,8 @@ def fused_mbconv(
         "KW": kernel[1],
         "PLAIN": window.plain,
         "RESIDUAL": residual,
+        "EXPAND_EPS": first.eps,
+        "PROJECT_EPS": second.eps,
         "ACT": act,
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
@@ -68,8 +76,8 @@ def fused_mbconv(
         "BLOCK_O": shape.block_o,
     }
     operands = (
-        *(x, arguments.nhwc(expand_weight), expand_bias.contiguous()),
-        *(arguments.nhwc(project_weight), project_bias.contiguous(), out),
+        *(x, arguments.nhwc(expand_weight), *first.vectors),
+        *(arguments.nhwc(project_weight), *second.vectors, out),
     )
     launch(
         fused_mbconv_kernel,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,17 @@ from ._launch import launch, target_of
 _FINISH_PARTS, _FINISH_CHANNELS = 8, 64
 
 
-def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
-    """x: (N, I, H, W); weight: (O, I, 1, 1), without a copy if dense; bias: (O,). Returns the mean
-    over H x W of act(conv(x) + bias): (N, O). Declines float64, empty maps and 2^31 pixels."""
+def conv_act_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
+    act: str,
+) -> Tensor:
+    """x: (N, I, H, W); weight: (O, I, 1, 1), without a copy if dense; bias: (O,) or None; norm:
+    (O,) each, as in ``_arguments.affine``. Returns the mean over H x W of act(norm(conv(x))): (N,
+    O). Declines float64, empty maps and 2^31 pixels."""
     images, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     if not arguments.runs(x) or x.numel() == 0 or weight.shape[0] == 0 or images > 65535:
         return NotImplemented
@@ -29,10 +39,12 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
     tiles = tiles_of_a_part(shape, choice)
     parts = count(count(pixels, choice.block_m), tiles)
     into = out if parts == 1 else partial_sums(x, parts, out_channels)
+    affine = arguments.affine(bias, norm, eps)
     constants = {
         "C": channels,
         "OUT": out_channels,
         "PARTIAL": parts > 1,
+        "EPS": affine.eps,
         "ACT": act,
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
@@ -42,7 +54,7 @@ def conv_act_pool(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
         "BLOCK_N": choice.block_n,
         "BLOCK_K": choice.block_k,
     }
-    operands = arguments.nhwc(x), arguments.nhwc(weight), bias.contiguous(), into
+    operands = arguments.nhwc(x), arguments.nhwc(weight), *affine.vectors, into
     launch(
         conv_act_pool_kernel,
         (-(-out_channels // choice.block_n), parts, images),

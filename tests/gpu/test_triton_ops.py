@@ -15,6 +15,7 @@ from tests.ops.cases import (
     ACTS,
     GEOMETRIES,
     LAYOUTS,
+    NORMS,
     SMALL,
     WINDOWED,
     Arguments,
@@ -85,7 +86,8 @@ def check(op: str, args: Arguments) -> tuple[Tensor, ...]:
 def test_windows(op: str, name: str, dtype: torch.dtype) -> None:
     seed = list(GEOMETRIES).index(name)
     channels, extra = CHANNELS[seed % len(CHANNELS)], seed % 2 == 0
-    args = arguments(op, GEOMETRIES[name], dtype=dtype, channels=channels, extra=extra)
+    more = {"norm": NORMS[seed % 3], "bias": seed % 2 == 0}
+    args = arguments(op, GEOMETRIES[name], dtype=dtype, channels=channels, extra=extra, **more)
     check(op, on_gpu(args))
 
 
@@ -113,6 +115,33 @@ def test_gated_project_of_the_last_stages(batch: int, k: int, o: int) -> None:
 def test_activations(op: str, act: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         check(op, on_gpu(arguments(op, dtype=dtype, act=act, bias_dtype=torch.float32)))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("op", OPS)
+def test_norms(op: str, norm: str, bias: bool, dtype: torch.dtype) -> None:
+    """Vectors in float32 and in the weight's dtype, for one image, whose sums are split, and 32."""
+    geometry = Geometry((12, 12), (3, 3) if op in WINDOWED else (1, 1), (1, 1), ())
+    for batch, vectors in ((1, None), (1, torch.float32), (32, None)):
+        args = arguments(
+            op, geometry, dtype=dtype, channels=(160, 96), batch=batch,
+            norm=norm, bias=bias, bias_dtype=vectors,
+        )  # fmt: skip
+        if not bias:
+            args |= {name: None for name in args if name.endswith("bias")}
+        check(op, on_gpu(args))
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-8, 1e8])
+@pytest.mark.parametrize("op", OPS)
+def test_variances_far_from_1(op: str, variance: float) -> None:
+    """Each convolution's own eps decides beside the small ones."""
+    args = on_gpu(arguments(op, SMALL, channels=(24, 96)))
+    for name in args:
+        if name.endswith("norm"):
+            args[name][1].fill_(variance)
+    check(op, args)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

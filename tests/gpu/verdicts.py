@@ -79,6 +79,8 @@ def described(args: dict[str, Any]) -> str:
     for name, value in args.items():
         if isinstance(value, Tensor):
             words.append(f"{name} {'x'.join(map(str, value.shape))}")
+        elif name.endswith("norm"):  # its vectors are as long as the weight says
+            words.append(f"{name} {len(value)}")
         elif value not in (None, False, "none"):
             words.append(f"{name} {value}")
     return ", ".join(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from effv2_kernels import triton_ops
 from effv2_kernels.launch import targets
+from effv2_kernels.launch.conv import Choice
 from effv2_kernels.triton_ops import _compile, _launch
 from effv2_kernels.triton_ops._compile import compile_all, compile_for
 from effv2_kernels.triton_ops._launch import Instance, launch, recording
@@ -158,6 +160,56 @@ def test_what_is_passed_is_what_the_kernels_take(op: str) -> None:
         assert {p.name for p in kernel.params if p.do_not_specialize} == set(numbers)
 
 
+@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+def test_an_eps_is_compiled_in_where_there_is_a_norm(op: str) -> None:
+    """Each convolution's own; a bias alone has one kernel, and partial sums have neither."""
+
+    def found(norm: str, scale: float = 1.0, only: str = "eps") -> list[Instance]:
+        args = arguments(op, dtype=torch.bfloat16, norm=norm)
+        args |= {name: scale * args[name] for name in args if name.endswith(only)}
+        with recording(TARGET) as instances:
+            triton_ops.EXPLICIT[op](*ordered(op, mapped(args, lambda t: t.to("meta"))))
+        return list(instances)
+
+    names = [name for name in arguments(op) if name.endswith("eps")]
+    kinds = {norm: found(norm) for norm in ("affine", "plain", "none")}
+    assert len({tuple(instances) for instances in kinds.values()}) == 3
+    for name in names:
+        assert found("affine", 2.0, name) != kinds["affine"]
+    assert len({tuple(found("affine", 2.0, name)) for name in names}) == len(names)
+    assert found("none", 2.0) == kinds["none"]
+    absent = [sum(i.types.count(None) for i in kinds[norm]) for norm in ("affine", "plain", "none")]
+    assert [n - absent[0] for n in absent] == [0, 2 * len(names), 4 * len(names)]
+
+
+@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+def test_an_instance_is_the_same_on_its_way_to_a_worker(op: str) -> None:
+    """An eps above all, which is no round number in binary."""
+    for instance in recorded(op):
+        sent = json.loads(json.dumps(dataclasses.asdict(instance)))
+        sent |= {"types": tuple(sent["types"]), "constants": tuple(map(tuple, sent["constants"]))}
+        assert repr(Instance(**sent)) == repr(instance)
+
+
+@pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
+def test_a_thread_computes_the_scales_of_few_columns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not those of its part of a product, which are 16 and more; a bias alone is only added."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile = Choice(block_m=64, block_n=64, block_k=64, split_k=1, warps=4, stages=2)
+    monkeypatch.setattr("effv2_kernels.triton_ops.conv.choose", lambda *args: tile)
+    for norm, roots in (("affine", 1), ("none", 0)):
+        args = arguments("conv_bias_act", dtype=torch.bfloat16, channels=(64, 64), norm=norm)
+        with recording(TARGET) as found:
+            triton_ops.EXPLICIT["conv_bias_act"](
+                *ordered("conv_bias_act", mapped(args, lambda t: t.to("meta")))
+            )
+        (instance,) = found
+        ptx = compile_for(instance, TARGET).asm["ptx"]
+        assert ptx.count("rsqrt.approx") == roots and "wgmma" in ptx
+
+
 @pytest.mark.skipif(triton_ops.interpreted(), reason="kernels are interpreted")
 def test_what_a_worker_compiled_is_not_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -203,6 +255,7 @@ import torch
 from triton.compiler import CompiledKernel
 import effv2_kernels as ek, python_ref
 from effv2_kernels.launch import targets
+from effv2_kernels.launch.conv import Choice
 from effv2_kernels.triton_ops import _launch
 from effv2_kernels.warmup import _Recorder
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from effv2_kernels import triton_ops
-from tests.ops.cases import Arguments, mapped, ordered, plain, tensors
+from tests.ops.cases import NORMS, Arguments, mapped, ordered, plain, tensors
 from tests.ops.test_values import storage_bytes
 from tests.support import assert_as_close_as_pytorch
 
 # What the interpreter multiplies rightly: its bfloat16 product is not one.
 DTYPES = (torch.float32, torch.float16)
+
+
+def vectors(seed: int) -> dict[str, Any]:
+    """What a convolution has beside its weight, for ``arguments``: of 12 seeds in a row each has
+    another of what there is."""
+    return {
+        "norm": NORMS[seed % 3],
+        "bias": seed % 2 == 0,
+        "bias_dtype": torch.float32 if seed // 2 % 2 else None,
+    }
 
 
 def run(op: str, args: Arguments) -> tuple[Tensor, ...]:

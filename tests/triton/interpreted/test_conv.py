@@ -10,7 +10,7 @@ from effv2_kernels.launch.conv import Choice
 from effv2_kernels.triton_ops import _arguments
 from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, SMALL, Geometry, arguments, ordered, plain
 from tests.support import relative_error
-from tests.triton.interpreted.check import DTYPES, check, run
+from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
 SMALL_TILES = Choice(block_m=32, block_n=16, block_k=32, split_k=1, warps=4, stages=2)
 CHANNELS = ((3, 20), (7, 33), (24, 24), (40, 5), (12, 17))
@@ -36,6 +36,7 @@ def test_windows(name: str, dtype: torch.dtype, tiles) -> None:
             batch=1 + seed % 3,
             extra=extra,
             seed=seed,
+            **vectors(seed),
         )
         check("conv_bias_act", args)
 
@@ -56,7 +57,13 @@ def test_gate_rows_straddle_images(channels, split: int, dtype: torch.dtype, til
     geometry = Geometry((3, 5), (1, 1))
     for extra in (False, True):
         args = arguments(
-            "gated_project", geometry, dtype=dtype, channels=channels, batch=3, extra=extra
+            "gated_project",
+            geometry,
+            dtype=dtype,
+            channels=channels,
+            batch=3,
+            extra=extra,
+            **vectors(split + extra),
         )
         check("gated_project", args)
 
@@ -69,7 +76,8 @@ def test_split_sums(kernel: int, split: int, tiles) -> None:
     pad = kernel // 2
     geometry = Geometry((5, 6), (kernel, kernel), (1, 1), (pad, pad, pad, pad))
     for act in ("none", "silu"):
-        args = arguments("conv_bias_act", geometry, channels=(70, 20), act=act)
+        more = vectors(split + kernel)
+        args = arguments("conv_bias_act", geometry, channels=(70, 20), act=act, **more)
         first, second = check("conv_bias_act", args)[0], run("conv_bias_act", args)[0]
         assert torch.equal(first, second)
 
@@ -116,7 +124,8 @@ def test_two_products_of_one_tile(op: str, out: int, dtype: torch.dtype, tiles) 
     """32 + 16 channels a tile: fewer than that, all of it, and more than one tile."""
     tiles("conv", Choice(32, 32, 16, 1, 4, 2, block_r=16))
     geometry = Geometry((5, 7), (3, 3) if op == "conv_bias_act" else (1, 1))
-    check(op, arguments(op, geometry, dtype=dtype, channels=(24, out), batch=2, seed=out))
+    more = vectors(out)
+    check(op, arguments(op, geometry, dtype=dtype, channels=(24, out), batch=2, seed=out, **more))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,7 +9,7 @@ from effv2_kernels import triton_ops
 from effv2_kernels.launch.fused_mbconv import Choice
 from effv2_kernels.triton_ops import _arguments, fused_mbconv
 from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, SMALL, Geometry, arguments, ordered, plain
-from tests.triton.interpreted.check import DTYPES, check, run
+from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
 OP = "fused_mbconv"
 SMALL_TILES = Choice(block_m=32, block_e=32, block_k=32, warps=4, stages=2)
@@ -37,6 +37,7 @@ def test_windows(name: str, dtype: torch.dtype, tiles) -> None:
             batch=1 + seed % 3,
             extra=extra,
             seed=seed,
+            **vectors(seed),
         )
         check(OP, args)
 
@@ -47,7 +48,8 @@ def test_two_products_of_one_tile(expanded: int, dtype: torch.dtype, tiles) -> N
     """32 + 16 expanded channels a chunk: fewer than the first product's, one chunk, two, more."""
     tiles(OP, Choice(32, 32, 16, 4, 2, block_f=16))
     for extra in (False, True):
-        check(OP, arguments(OP, SMALL, dtype=dtype, channels=(12, expanded), extra=extra))
+        more = vectors(expanded // 4 + extra)
+        check(OP, arguments(OP, SMALL, dtype=dtype, channels=(12, expanded), extra=extra, **more))
 
 
 @pytest.mark.parametrize("channels", [(3, 20), (24, 50), (96, 100)], ids=str)

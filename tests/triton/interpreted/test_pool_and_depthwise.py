@@ -9,7 +9,7 @@ from effv2_kernels import triton_ops
 from effv2_kernels.launch import conv_act_pool, depthwise_triton
 from effv2_kernels.triton_ops import _arguments
 from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, Geometry, arguments, ordered, plain
-from tests.triton.interpreted.check import DTYPES, check, run
+from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
 OPS = ("conv_act_pool", "depthwise_bias_act", "expand_depthwise")
 POOL = conv_act_pool.Choice(block_m=16, block_n=16, block_k=32, parts=1, warps=4, stages=2)
@@ -28,8 +28,9 @@ def test_pool(size: tuple[int, int], parts: int, dtype: torch.dtype, tiles) -> N
     """One program an image and several, some of which have no pixel to add."""
     tiles("pool", conv_act_pool.Choice(16, 16, 32, parts, 4, 2))
     for channels in CHANNELS:
-        geometry = Geometry(size, (1, 1))
-        check("conv_act_pool", arguments("conv_act_pool", geometry, dtype=dtype, channels=channels))
+        geometry, more = Geometry(size, (1, 1)), vectors(parts + channels[1])
+        args = arguments("conv_act_pool", geometry, dtype=dtype, channels=channels, **more)
+        check("conv_act_pool", args)
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -46,14 +47,16 @@ def test_depthwise_windows(name: str, tiles) -> None:
         batch=1 + seed % 3,
         extra=seed % 3 > 0,
         seed=seed,
+        **vectors(seed // 2),
     )
     check("depthwise_bias_act", args)
 
 
 @pytest.mark.parametrize("name", ["3x3", "3x3 stride 2 SAME", "5x5"])
 def test_expand_depthwise_pads_the_expanded_tensor(name: str) -> None:
-    for dtype in DTYPES:
-        check("expand_depthwise", arguments("expand_depthwise", WINDOWS[name], dtype=dtype))
+    for seed, dtype in enumerate(DTYPES, len(name)):
+        args = arguments("expand_depthwise", WINDOWS[name], dtype=dtype, **vectors(seed))
+        check("expand_depthwise", args)
 
 
 @pytest.mark.parametrize("act", ACTS)
