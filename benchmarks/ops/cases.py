@@ -15,13 +15,14 @@ from ..roofline.kernels import SFU_PER_ACTIVATION, Kernel
 
 #: A tensor argument to be drawn: its shape after the batch, and what it is.
 Drawn = tuple[str, tuple[int, ...]]
+_EPS = 1e-3  # the paper's
 
 
 @dataclass(frozen=True)
 class Case:
     """An operator at one shape. ``arguments``: in the order of the operator's schema, tensors to be
-    drawn as (kind, shape) with kind "map" or "rows" (with a batch in front), "weight" or "bias",
-    all else as it is."""
+    drawn as (kind, shape) with kind "map" or "rows" (with a batch in front), "weight", "bias" or
+    the name of a norm's vector, in a list for a norm; all else as it is."""
 
     op: str
     name: str
@@ -31,18 +32,12 @@ class Case:
     def draw(
         self, batch: int, dtype: torch.dtype, device: torch.device, random: torch.Generator
     ) -> tuple[Any, ...]:
-        """Fresh random arguments, maps and weights in channels_last, biases in float32."""
-        return tuple(
-            _draw(*value, batch, dtype, device, random, self.op) if _is_drawn(value) else value
-            for value in self.arguments
-        )
+        """Fresh random arguments, maps and weights in channels_last."""
+        return _drawn(self.arguments, lambda *it: _draw(*it, batch, dtype, device, random))
 
     def outline(self, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
         """What ``draw`` gives, without contents: tensors of the device "meta"."""
-        return tuple(
-            _outline(*value, batch, dtype, self.op) if _is_drawn(value) else value
-            for value in self.arguments
-        )
+        return _drawn(self.arguments, lambda *it: _outline(*it, batch, dtype))
 
     def some_images(self, arguments: tuple[Any, ...], count: int) -> tuple[Any, ...]:
         """The arguments with only the first and the last of the images, ``count`` at most."""
@@ -80,6 +75,18 @@ def _is_drawn(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
+def _drawn(arguments: Iterable[Any], draw: Callable[[str, tuple[int, ...]], Tensor]) -> tuple:
+    """The arguments with ``draw`` of what is to be drawn, in a norm's list too."""
+    return tuple(
+        list(_drawn(value, draw))
+        if isinstance(value, list)
+        else draw(*value)
+        if _is_drawn(value)
+        else value
+        for value in arguments
+    )
+
+
 def _with_batch(kind: str, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     return (batch, *shape) if kind in ("map", "rows") else shape
 
@@ -91,21 +98,18 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device,
     random: torch.Generator,
-    op: str,
 ) -> Tensor:
     drawn = torch.randn(_with_batch(kind, shape, batch), generator=random, device=device)
     if kind == "weight":  # keeps the scale of what it is applied to
         drawn *= elements(shape[1:]) ** -0.5
-    return drawn.to(_dtype(kind, dtype, op), memory_format=_format(drawn))
+    elif kind == "variance":
+        drawn.square_().add_(0.5)
+    return drawn.to(dtype, memory_format=_format(drawn))
 
 
-def _outline(kind: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype, op: str) -> Tensor:
+def _outline(kind: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
     empty = torch.empty(_with_batch(kind, shape, batch), device="meta")
-    return empty.to(_dtype(kind, dtype, op), memory_format=_format(empty))
-
-
-def _dtype(kind: str, dtype: torch.dtype, op: str) -> torch.dtype:
-    return torch.float32 if kind == "bias" and op != "squeeze_excite_gate" else dtype
+    return empty.to(dtype, memory_format=_format(empty))
 
 
 def _format(tensor: Tensor) -> torch.memory_format:
@@ -176,8 +180,10 @@ def _weight(conv: Conv) -> Drawn:
     return "weight", (conv.outputs[0], channels, conv.kernel, conv.kernel)
 
 
-def _bias(conv: Conv) -> Drawn:
-    return "bias", (conv.outputs[0],)
+def _weight_and_norm(conv: Conv) -> tuple[Drawn, None, list[Drawn], float]:
+    """A convolution as the ops take it: weight, no bias, norm, eps; of the networks' dtype."""
+    vectors = [(name, (conv.outputs[0],)) for name in ("mean", "variance", "gamma", "beta")]
+    return _weight(conv), None, vectors, _EPS
 
 
 def _geometry(conv: Conv) -> tuple[list[int], list[int]]:
@@ -196,7 +202,7 @@ def _moved(*shapes: tuple[int, ...]) -> float:
 
 def _dense(op: str, block: Placed, conv: Conv, residual: Any, tail: tuple, moved: float) -> Case:
     name = _text(conv) + (" + residual" if residual is not None else "")
-    arguments = (("map", conv.inputs), _weight(conv), _bias(conv), *tail)
+    arguments = (("map", conv.inputs), *_weight_and_norm(conv), *tail)
     work = Kernel(op, moved, tensor=2.0 * conv.macs, sfu=_sfu(conv))
     return Case(op, name, arguments, work)
 
@@ -236,10 +242,8 @@ def _fused_mbconv(block: Placed) -> Case | None:
     name = f"{_text(expand)} to {project.outputs[0]}" + (" + residual" if block.residual else "")
     arguments = (
         ("map", expand.inputs),
-        _weight(expand),
-        _bias(expand),
-        _weight(project),
-        _bias(project),
+        *_weight_and_norm(expand),
+        *_weight_and_norm(project),
         block.residual,
         *_geometry(expand),
         expand.act,
@@ -254,7 +258,8 @@ def _depthwise(block: Placed) -> Case | None:
     conv = next((c for c in block.convs if c.depthwise), None)
     if conv is None:
         return None
-    arguments = (("map", conv.inputs), _weight(conv), _bias(conv), *_geometry(conv), conv.act, True)
+    given = ("map", conv.inputs), *_weight_and_norm(conv)
+    arguments = (*given, *_geometry(conv), conv.act, True)
     moved = _moved(conv.inputs, conv.outputs, conv.outputs[:1])
     work = Kernel("depthwise_bias_act", moved, plain=2.0 * conv.macs, sfu=_sfu(conv))
     return Case("depthwise_bias_act", _text(conv), arguments, work)
@@ -267,10 +272,8 @@ def _expand_depthwise(block: Placed) -> Case | None:
     name = f"{expand.inputs[0]} to {_text(conv)}"
     arguments = (
         ("map", expand.inputs),
-        _weight(expand),
-        _bias(expand),
-        _weight(conv),
-        _bias(conv),
+        *_weight_and_norm(expand),
+        *_weight_and_norm(conv),
         *_geometry(conv),
         conv.act,
         True,
@@ -311,8 +314,7 @@ def _project(block: Placed) -> Case | None:
     arguments = (
         ("map", conv.inputs),
         ("rows", (conv.inputs[0],)),
-        _weight(conv),
-        _bias(conv),
+        *_weight_and_norm(conv),
         residual,
         conv.act,
     )

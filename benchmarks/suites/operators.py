@@ -134,6 +134,8 @@ def check(case: Case, function: Callable[..., Any], arguments: tuple, name: str)
 
 
 def _wide(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_wide, value))
     return value.double() if isinstance(value, Tensor) else value
 
 
