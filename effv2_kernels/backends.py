@@ -49,7 +49,7 @@ def _triton() -> BackendStatus:
     missing = _no_gpu()
     if missing:
         return BackendStatus(False, missing)
-    found = ", ".join(sorted(triton_ops.EXPLICIT))
+    found = ", ".join(sorted(ops.TRITON_OPS))
     return BackendStatus(True, f"Triton kernels: {found}; the other ops run through ATen")
 
 
@@ -106,38 +106,11 @@ def _devices(requested: str) -> tuple[str, ...]:
     return ("cpu",) if requested == "cpu" else ("cuda",)
 
 
-def runs_on(
-    op: str,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    triton: bool = False,
-) -> str:
-    """What runs an op for such tensors: "cuda", "triton", "onednn" or "aten"; at single shapes an
-    engine may be switched off all the same (``switched_off_notes``). ``triton``: where Triton was
-    asked for by name."""
-    gpu = switched_off.gpu_of(device)
-
-    def is_on(engine: str) -> bool:
-        return not switched_off.why_not(op, engine, dtype, gpu, by_name=triton)
-
-    if triton:
-        runs = triton_ops.has(op, dtype, explicit=True) and is_on("triton")
-        return "triton" if runs else "aten"
-    if device.type == "cuda":
-        if op in ops.NATIVE_OPS and is_on("cuda"):
-            return "cuda"
-        runs = triton_ops.has(op, dtype, explicit=False) and is_on("triton")
-        return "triton" if runs else "aten"
-    if device.type == "cpu" and op != "squeeze_excite_gate" and dtype in cpu.onednn_dtypes():
-        return "onednn"
-    return "aten"
-
-
 def switched_off_notes(
     names: Iterable[str], device: torch.device, triton: bool = False
 ) -> list[str]:
     """What the report says of those ops in ``names`` that an engine which is here declines on
-    ``device``, whole or at some shapes. ``triton``: as in ``runs_on``."""
+    ``device``, whole or at some shapes. ``triton``: where Triton was asked for by name."""
     if device.type != "cuda" and not triton:
         return []
     here = {name: _engines(name, triton) for name in dict.fromkeys(names)}
@@ -147,4 +120,4 @@ def switched_off_notes(
 def _engines(op: str, triton: bool) -> list[str]:
     """Which engines have the op, and may be asked for it."""
     found = ["cuda"] if op in ops.NATIVE_OPS and not triton else []
-    return found + (["triton"] if op in triton_ops.EXPLICIT and not triton_ops.missing() else [])
+    return found + (["triton"] if op in ops.TRITON_OPS and not triton_ops.missing() else [])

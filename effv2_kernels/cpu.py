@@ -61,6 +61,14 @@ def runs_onednn(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     return (dtype or x.dtype) in onednn_dtypes() and x.numel() > 0 and onednn_enabled()
 
 
+def why_not(tensor: Tensor) -> str | None:
+    """Why oneDNN does not compute in tensor's dtype."""
+    if tensor.dtype in onednn_dtypes() and onednn_enabled():
+        return None
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"oneDNN computes no {kind} here" if onednn_enabled() else "oneDNN is switched off"
+
+
 def prepack(
     weight: Tensor,
     shape: Sequence[int],

@@ -1,31 +1,41 @@
 """The CUDA backend: what CUDA tensors run where the native library was built.
 
-One function an op, with the arguments of its schema. Each returns NotImplemented for what its
-kernel does not do; else it chooses the launch (``launch/``), resolves TF SAME padding, and calls
-the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp). ``convert`` is
-no op of ``effv2``: what prepares weights calls it.
+Two functions an op, with the arguments of its schema: why its kernel does not compute them on a
+target, and what does. The latter chooses the launch (``launch/``), resolves TF SAME padding, and
+calls the native op of the same name, in the namespace ``effv2_native`` (csrc/*_ops.cpp).
+``convert`` is no op of ``effv2``: what prepares weights calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _native, aten
-from .launch import depthwise, expand_depthwise, targets
+from .launch import depthwise, targets
+from .launch import expand_depthwise as expand_depthwise_launch
 from .launch.targets import Target
 
 NATIVE: Any = torch.ops.effv2_native
-OPS: Any = torch.ops.effv2
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOADED = _native.load().loaded
 Norm = Sequence[Tensor]
 # Offsets within an image are 32-bit.
 MOST_ELEMENTS = 2**31 - 1
 MOST_PADDING = 64
+
+
+def missing() -> str:
+    """Why there are no native kernels, or an empty string."""
+    return "" if LOADED else f"the native library is not loaded: {_native.load().reason}"
+
+
+def why_not_depthwise(arguments: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, stride, padding, *_ = arguments
+    return _why_not_window(x, weight, x.shape[1], stride, padding, (3, 5, 7))
 
 
 def depthwise_bias_act(
@@ -42,12 +52,8 @@ def depthwise_bias_act(
     """x: (N, C, H, W), copied to channels_last if it is not; weight: (C, 1, k, k), k 3, 5 or 7;
     stride 1 or 2, the same on both axes. Returns y and its mean, as ``ops/depthwise_bias_act``."""
     sides = aten.four_sides(x, weight.shape[2:], stride, padding)
-    if not _takes(x, weight, stride, sides, (3, 5, 7)):
-        return NotImplemented
     size = _out_size(x, weight, stride, sides)
     n, channels = x.shape[:2]
-    if not _fits(x.shape[1:]) or not _fits((channels, *size)):
-        return NotImplemented
     layout = (n, channels, size, weight.shape[2], stride[0], x.dtype, squeeze)
     launch = depthwise.choose(*layout, targets.of_device(x.device))
     return NATIVE.depthwise_bias_act.default(
@@ -63,7 +69,20 @@ def depthwise_bias_act(
     )
 
 
-def expand_depthwise_(
+def why_not_expand_depthwise(arguments: Sequence[Any], target: Target | None) -> str | None:
+    x, expand_weight, _, _, _, depthwise_weight, _, _, _, stride, padding, *_ = arguments
+    why = _why_not_window(x, depthwise_weight, expand_weight.shape[0], stride, padding, (3, 5))
+    if why or target is None:
+        return why
+    problem = _problem(x, expand_weight, depthwise_weight, stride, padding)
+    if not problem.takes:
+        return "it computes in 16 bits, and channels that are multiples of 8"
+    if expand_depthwise_launch.choose(problem, target) is None:
+        return "the two ops are expected to be faster at this shape"
+    return None
+
+
+def expand_depthwise(
     x: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor | None,
@@ -78,16 +97,10 @@ def expand_depthwise_(
     act: str,
     squeeze: bool,
 ) -> tuple[Tensor, Tensor]:
-    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k). One kernel, or
-    ``conv_bias_act`` and ``depthwise_bias_act`` where the launch choice says so."""
-    sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
-    launch = expand_depthwise_launch(x, expand_weight, depthwise_weight, stride, sides)
-    if launch is None:
-        convolve, slide = _halves(x)
-        expand = expand_weight, expand_bias, expand_norm, expand_eps
-        hidden = convolve(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
-        along = depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps
-        return slide(hidden, *along, stride, padding, act, squeeze)
+    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k), k 3 or 5."""
+    problem = _problem(x, expand_weight, depthwise_weight, stride, padding)
+    launch = expand_depthwise_launch.choose(problem, targets.of_device(x.device))
+    assert launch is not None
     return NATIVE.expand_depthwise.default(
         _aligned(_channels_last(x)),
         _aligned(expand_weight.contiguous()),
@@ -97,43 +110,39 @@ def expand_depthwise_(
         *_dense(depthwise_bias, depthwise_norm),
         depthwise_eps,
         stride,
-        sides,
+        aten.four_sides(x, depthwise_weight.shape[2:], stride, padding),
         act,
         squeeze,
         launch.integers(),
     )
 
 
-def expand_depthwise_launch(
+def _problem(
     x: Tensor,
     expand_weight: Tensor,
     depthwise_weight: Tensor,
     stride: Sequence[int],
-    sides: Sequence[int],
-    target: Target | None = None,
-) -> expand_depthwise.ExpandDepthwiseLaunch | None:
-    """That of the one kernel on ``target`` (by default x's device); None for the two ops."""
-    if not _takes(x, depthwise_weight, stride, sides, (3, 5)):
-        return None
-    size = _out_size(x, depthwise_weight, stride, sides)
+    padding: Sequence[int],
+) -> expand_depthwise_launch.Problem:
     n, into, height, width = x.shape
-    channels = expand_weight.shape[0]
-    if not _fits(x.shape[1:]) or not _fits((channels, *size)):
-        return None
-    problem = expand_depthwise.Problem(
-        *(n, into, channels, (height, width), size),
+    sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
+    size = _out_size(x, depthwise_weight, stride, sides)
+    return expand_depthwise_launch.Problem(
+        *(n, into, expand_weight.shape[0], (height, width), size),
         *(depthwise_weight.shape[2], stride[0], x.dtype),
     )
-    return expand_depthwise.choose(problem, target or targets.of_device(x.device))
 
 
-def _halves(x: Tensor) -> tuple[Callable, Callable]:
-    """``conv_bias_act`` and ``depthwise_bias_act`` for x, whose own op has checked it."""
-    if not x.is_cuda:
-        return OPS.conv_bias_act.default, OPS.depthwise_bias_act.default
-    from .ops import ON_CUDA  # which holds what is in this file
-
-    return ON_CUDA["conv_bias_act"], ON_CUDA["depthwise_bias_act"]
+def why_not_stem(arguments: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, stride, padding, *_ = arguments
+    why = _why_not_window(x, weight, weight.shape[0], stride, padding, (3,))
+    if why:
+        return why
+    if weight.dtype not in DTYPES:
+        return _no_dtype(weight)
+    if x.shape[1] != 3 or stride[0] != 2 or weight.shape[0] > 256:
+        return "it takes 3 channels at stride 2, and gives 256 at most"
+    return None
 
 
 def stem(
@@ -149,19 +158,18 @@ def stem(
     """x: (N, 3, H, W) of any of DTYPES, dense in NCHW or NHWC (else copied); weight: (O, 3, 3, 3),
     stride 2. Returns (N, O, H', W') in weight's dtype."""
     sides = aten.four_sides(x, weight.shape[2:], stride, padding)
-    if not _takes(x, weight, stride, sides, (3,)) or weight.dtype not in DTYPES:
-        return NotImplemented
-    channels = weight.shape[0]
-    size = _out_size(x, weight, stride, sides)
-    if x.shape[1] != 3 or stride[0] != 2 or channels > 256:
-        return NotImplemented
-    if not _fits(x.shape[1:]) or not _fits((channels, *size)):
-        return NotImplemented
     if not x.is_contiguous():
         x = _channels_last(x)
     if not weight.is_contiguous():
         weight = _channels_last(weight)
     return NATIVE.stem.default(x, weight, *_dense(bias, norm), eps, stride, sides, act)
+
+
+def why_not_gate(arguments: Sequence[Any], target: Target | None) -> str | None:
+    pooled, reduce_weight, *_ = arguments
+    if pooled.dtype not in DTYPES:
+        return _no_dtype(pooled)
+    return "there are no channels" if 0 in reduce_weight.shape else None
 
 
 def squeeze_excite_gate(
@@ -174,8 +182,6 @@ def squeeze_excite_gate(
     gate: str = "sigmoid",
 ) -> Tensor:
     """pooled: (N, M); reduce_weight: (R, M); expand_weight: (M, R); all of one dtype."""
-    if pooled.dtype not in DTYPES or 0 in reduce_weight.shape:
-        return NotImplemented
     tensors = pooled, reduce_weight, reduce_bias, expand_weight, expand_bias
     dense = (tensor.contiguous() for tensor in tensors)
     return NATIVE.squeeze_excite_gate.default(*dense, act, gate)
@@ -192,36 +198,35 @@ def convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return NATIVE.convert.default(tensors, dtype)
 
 
-# By the op's name; empty where the native library is not loaded.
-KERNELS: dict[str, Callable] = (
-    {
-        "stem": stem,
-        "depthwise_bias_act": depthwise_bias_act,
-        "expand_depthwise": expand_depthwise_,
-        "squeeze_excite_gate": squeeze_excite_gate,
-    }
-    if LOADED
-    else {}
-)
-
-
-def _takes(
+def _why_not_window(
     x: Tensor,
     weight: Tensor,
+    channels: int,
     stride: Sequence[int],
-    sides: Sequence[int],
+    padding: Sequence[int],
     kernels: Sequence[int],
-) -> bool:
-    """Whether the dtype, the window and the padding are ones that a kernel has code for."""
-    return (
-        x.dtype in DTYPES
-        and x.numel() > 0
-        and weight.shape[2] == weight.shape[3]
-        and weight.shape[2] in kernels
-        and stride[0] == stride[1]
-        and stride[0] in (1, 2)
-        and max(sides) <= MOST_PADDING
-    )
+) -> str | None:
+    """Why the dtype, the window, the padding or the size are none that a kernel has code for;
+    ``channels``: of the output."""
+    sides = aten.four_sides(x, weight.shape[2:], stride, padding)
+    height, width = weight.shape[2:]
+    if x.dtype not in DTYPES:
+        return _no_dtype(x)
+    if x.numel() == 0:
+        return "the map is empty"
+    if height != width or height not in kernels:
+        return f"it has no {height}x{width} window"
+    if stride[0] != stride[1] or stride[0] not in (1, 2):
+        return f"it has no stride {tuple(stride)}"
+    if max(sides) > MOST_PADDING:
+        return f"padding is more than {MOST_PADDING}"
+    if not (_fits(x.shape[1:]) and _fits((channels, *_out_size(x, weight, stride, sides)))):
+        return "an image has 2^31 elements or more"
+    return None
+
+
+def _no_dtype(tensor: Tensor) -> str:
+    return f"it does not compute in {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _fits(shape: Sequence[int]) -> bool:

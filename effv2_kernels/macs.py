@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +16,11 @@ _DEFAULT_RESOLUTION = 224
 _LAYER_OPS = frozenset({"convolution", "_convolution", "addmm", "mm"})
 
 
-def count(model: nn.Module, in_channels: int) -> tuple[dict[str, int], int]:
-    """MACs by dotted module name (a module's include its children's), and the model's total.
+def count(
+    model: nn.Module, in_channels: int, watched: Iterable[str] = ()
+) -> tuple[dict[str, int], int, dict[str, torch.Size]]:
+    """MACs by dotted module name (a module's include its children's), the model's total, and the
+    shapes of the inputs of the modules of the names ``watched``.
 
     For one image of the model's own input size. Counted are convolutions and linear layers, as
     functions too. What runs is a hollow copy on the meta device, without the model's hooks: no
@@ -25,13 +28,18 @@ def count(model: nn.Module, in_channels: int) -> tuple[dict[str, int], int]:
     """
     hollow = hollow_copy(model).eval()
     dtype = next((p.dtype for p in hollow.parameters()), torch.float32)
-    image = torch.empty((1, in_channels, *_input_size(model)), device="meta", dtype=dtype)
+    image = torch.empty((1, in_channels, *input_size(model)), device="meta", dtype=dtype)
+    shapes: dict[str, torch.Size] = {}
+    for name in watched:
+        hollow.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: shapes.setdefault(name, inputs[0].shape) and None
+        )
     with _random_state_kept(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         hollow(image)
     flops = counter.get_flop_counts()
     root = f"{type(model).__name__}."
     by_name = {name.removeprefix(root): _layer_macs(ops) for name, ops in flops.items()}
-    return by_name, _layer_macs(flops["Global"])
+    return by_name, _layer_macs(flops["Global"]), shapes
 
 
 @contextmanager
@@ -65,7 +73,8 @@ def _layer_macs(flops: dict) -> int:
     return sum(n for op, n in flops.items() if op.__name__.split(".")[0] in _LAYER_OPS) // 2
 
 
-def _input_size(model: nn.Module) -> tuple[int, int]:
+def input_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that the model was made for, as far as it says so."""
     config = getattr(model, "default_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, dict) else None
     return (size[-2], size[-1]) if size else (_DEFAULT_RESOLUTION, _DEFAULT_RESOLUTION)

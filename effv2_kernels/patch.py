@@ -6,7 +6,7 @@ A patched module keeps its class, its children and its tensors. What changes is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from torch import nn
 
 from . import adapters, macs
 from .adapters.ends import Ends
-from .backends import choose, runs_on, switched_off_notes
+from .backends import choose, switched_off_notes
 from .blocks import Block, ConvBNAct, Refusal, leaves_of
+from .choices import Noted, Where, aten_notes, by_batch, here
 from .report import Patched, PatchReport, Skipped
 from .running.inference import BlockRunner
 from .running.sequences import op_names
@@ -73,7 +74,7 @@ def patch(
     if training and candidates:
         notes = [*notes, _TRAINING_NOTE]
     unpatch(model)
-    coverage, uncounted = _coverage(model, candidates)
+    coverage, shapes, uncounted = _coverage(model, candidates)
     accepted = [c for c in candidates if not isinstance(c.described, Refusal)]
     triton = backend == "triton"
     for candidate in accepted:
@@ -83,14 +84,23 @@ def patch(
     pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end, triton)}
     for _, end in ends:
         _join_checks(end.model)
-    named = [(c, _ops_of(c, c.name in pooled_heads)) for c in accepted]
-    off = switched_off_notes((op for _, names in named for op in names), device, triton)
+    where = here(device, triton)
+    patched, noted = [], []
+    for candidate in accepted:
+        shape = shapes.get(_first_conv(model, candidate.described))
+        entry, choices = _entry(candidate, shape, where, candidate.name in pooled_heads)
+        patched.append(entry)
+        noted += choices
+    off = switched_off_notes((op.name for op, _ in noted), device, triton)
+    if any(" at batch " in text for entry in patched for text in entry.ops):
+        height, width = macs.input_size(model)
+        notes = [*notes, f"what runs at a batch is for images of {height}x{width}"]
     return PatchReport(
-        patched=[_entry(c, names, device, triton) for c, names in named],
+        patched=patched,
         skipped=[Skipped(c.name, c.described.reason) for c in refused],
         coverage=coverage,
         backend=chosen,
-        notes=[*notes, *off, *uncounted],
+        notes=[*notes, *aten_notes(noted, where), *off, *uncounted],
     )
 
 
@@ -246,36 +256,46 @@ def _model_order(model: nn.Module):
     return lambda candidate: order[candidate.name]
 
 
-def _ops_of(candidate: _Candidate, pooled: bool) -> tuple[str, ...]:
-    block = candidate.described
-    return op_names(block, pooled=pooled and isinstance(block, ConvBNAct))
-
-
 def _entry(
-    candidate: _Candidate, names: tuple[str, ...], device: torch.device, triton: bool
-) -> Patched:
+    candidate: _Candidate, shape: Sequence[int] | None, where: Where, pooled: bool
+) -> tuple[Patched, Noted]:
+    """shape: of the block's input; None where it is not known, and a middling one is taken."""
     block = candidate.described
-    dtype = next(leaves_of(block)).weight.dtype
-    ops = tuple(f"{name}[{runs_on(name, device, dtype, triton)}]" for name in names)
-    return Patched(candidate.name, type(block).__name__, ops)
+    conv = next(leaves_of(block))
+    if shape is None:
+        shape = (1, conv.in_channels, 32, 32)
+    pooled = pooled and isinstance(block, ConvBNAct)
+    ops, noted = by_batch(block, shape, conv.weight.dtype, where, pooled=pooled)
+    return Patched(candidate.name, type(block).__name__, ops), noted
 
 
-def _coverage(model: nn.Module, candidates: list[_Candidate]) -> tuple[float, list[str]]:
-    """The fraction of conv + linear MACs in accepted blocks, and a note if it is an estimate."""
+def _first_conv(model: nn.Module, block: Block) -> str:
+    """The name of the convolution that takes the block's input."""
+    first = next(leaves_of(block))
+    return next(name for name, module in model.named_modules() if module is first)
+
+
+Shapes = dict[str, torch.Size]
+
+
+def _coverage(model: nn.Module, candidates: list[_Candidate]) -> tuple[float, Shapes, list[str]]:
+    """The fraction of conv + linear MACs in accepted blocks, the shapes of the blocks' inputs by
+    the names of their first convolutions, and a note if the former is an estimate."""
     accepted = [c.described for c in candidates if not isinstance(c.described, Refusal)]
     if not accepted:
-        return 0.0, []
+        return 0.0, {}, []
     ours = {leaf for block in accepted for leaf in leaves_of(block)}
     names = [name for name, module in model.named_modules() if module in ours]
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     try:
-        counted, total = macs.count(model, first.in_channels)
+        watched = [_first_conv(model, block) for block in accepted]
+        counted, total, shapes = macs.count(model, first.in_channels, watched)
     except Exception as error:  # a foreign model may want anything else than one image
         layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         counted = {name: layer.weight.numel() for name, layer in layers.items()}
         note = f"coverage counts weights, not MACs: the model does not take one image ({error})"
-        return _fraction(names, counted, sum(counted.values())), [note]
-    return _fraction(names, counted, total), []
+        return _fraction(names, counted, sum(counted.values())), {}, [note]
+    return _fraction(names, counted, total), shapes, []
 
 
 def _fraction(names: list[str], counted: dict[str, int], total: int) -> float:

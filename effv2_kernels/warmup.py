@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import aten, cuda, ops, triton_ops
-from .launch import switched_off, targets
+from . import macs, ops, triton_ops
+from .launch import targets
 from .launch.targets import Target
 from .patch import is_patched
 from .running.inference import DISPATCHED, TRITON
@@ -76,85 +75,65 @@ def launches(
     native: frozenset[str] | None = None,
 ) -> list[Any]:
     """What a patched model launches through Triton for inputs of these sizes on ``target``, as
-    ``triton_ops._launch.Instance``, each once. native: the ops that the native library runs (None:
-    those that it has; of what it declines, an ``expand_depthwise`` is here, all else, an uneven
-    kernel say, compiles at first use). Needs no GPU: tensors are of the device "meta", and nothing
-    is computed."""
-    shadow = _on_meta(model, dtype)
+    ``triton_ops._launch.Instance``, each once. native: the ops that the native library is to be
+    taken to have (None: those that it has). Needs no GPU: tensors are of the device "meta", and
+    nothing is computed."""
+    shadow = macs.hollow_copy(model).eval()
+    shadow = shadow if dtype is None else shadow.to(dtype)
     kind = next(shadow.parameters()).dtype
 
     def run() -> None:
         for size in sizes:
             shadow(torch.empty(size, dtype=kind, device="meta"))
 
-    return recorded(run, target, kind, native)
+    return recorded(run, target, native)
 
 
 def recorded(
     run: Callable[[], object],
     target: Target,
-    dtype: torch.dtype,
     native: frozenset[str] | None = None,
 ) -> list[Any]:
-    """The same of any calls of our ops, which ``run`` makes with tensors of the device "meta", in
-    ``dtype``."""
+    """The same of any calls of our ops, which ``run`` makes with tensors of the device "meta"."""
     from .triton_ops._launch import recording
 
     native = ops.NATIVE_OPS if native is None else native
-    with torch.no_grad(), recording(target) as found, _Recorder(native, dtype, target):
+    with torch.no_grad(), recording(target) as found, _Recorder(native, target):
         run()
     return list(found)
 
 
-def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy in eval mode without any data, in ``dtype`` if it is given."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        bare = tensor.detach().to("meta")
-        memo[id(tensor)] = nn.Parameter(bare, False) if isinstance(tensor, nn.Parameter) else bare
-    shadow = copy.deepcopy(model, memo).eval()
-    return shadow if dtype is None else shadow.to(dtype)
-
-
 class _Recorder(TorchDispatchMode):
-    """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for; not
-    of those that are switched off whole on ``target``. A native ``expand_depthwise`` may run as two
-    ops, which may be Triton's."""
+    """Lets the host side of the Triton ops run on meta tensors, which nothing is launched for:
+    wherever Triton would be chosen on ``target``."""
 
-    def __init__(self, native: frozenset[str], kind: torch.dtype, target: Target):
+    def __init__(self, native: frozenset[str], target: Target):
         super().__init__()
-
-        def is_off(op: str, engine: str, by_name: bool = False) -> bool:
-            return bool(switched_off.why_not(op, engine, kind, target.name, by_name=by_name))
-
-        natively = {op for op in native if not is_off(op, "cuda")}
-        automatic = {k: v for k, v in triton_ops.KERNELS.items() if k not in natively}
-        self._ops = {
-            getattr(namespace, name).default: run
-            for namespace, kernels in ((DISPATCHED, automatic), (TRITON, triton_ops.EXPLICIT))
-            for name, run in kernels.items()
-            if not is_off(name, "triton", by_name=namespace is TRITON)
-        }
-        self._target = target
-        if "expand_depthwise" in natively:
-            self._ops[DISPATCHED.expand_depthwise.default] = self._halves
-
-    def _halves(self, *args: Any) -> Any:
-        x, expand, depthwise, geometry = args[0], args[1:5], args[5:9], args[9:]
-        stride, padding, act, _ = geometry
-        sides = aten.four_sides(x, depthwise[0].shape[2:], stride, padding)
-        if cuda.expand_depthwise_launch(x, expand[0], depthwise[0], stride, sides, self._target):
-            return NotImplemented
-        first = (x, *expand, None, (1, 1), (0, 0, 0, 0), act)
-        hidden = self._run(DISPATCHED.conv_bias_act.default, first)
-        return self._run(DISPATCHED.depthwise_bias_act.default, (hidden, *depthwise, *geometry))
+        names = {getattr(DISPATCHED, name).default: (name, False) for name in ops.OPS}
+        names |= {getattr(TRITON, name).default: (name, True) for name in ops.OPS}
+        self._names = names
+        self._engines = [_Recorded(native, target, by_name) for by_name in (False, True)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        return self._run(func, args, kwargs)
+        if func not in self._names:
+            return func(*args, **(kwargs or {}))
+        name, by_name = self._names[func]
+        return getattr(self._engines[by_name], name).default(*args)
 
-    def _run(self, func: Any, args: tuple, kwargs: dict | None = None) -> Any:
-        run = self._ops.get(func)
-        found = NotImplemented if run is None else run(*args)
-        return func(*args, **(kwargs or {})) if found is NotImplemented else found
+
+class _Recorded(ops.Named):
+    """The engines that would be chosen, of which Triton's run."""
+
+    def __init__(self, native: frozenset[str], target: Target, by_name: bool):
+        super().__init__(ops.OPS, "cuda", target=target, by_name=by_name)
+        self._native = native
+
+    def _choose(self, op: ops.Op, arguments: Sequence[Any]) -> ops.Chosen:
+        return op.choose(arguments, self._device, **self._choice, native=op.name in self._native)
+
+    def _compute(self, op: ops.Op, engine: ops.Engine, arguments: Sequence[Any]) -> Any:
+        if engine.name == "triton" and engine.run is not None:
+            return engine.run(*arguments)
+        return super()._compute(op, engine, arguments)

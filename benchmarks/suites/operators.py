@@ -102,7 +102,7 @@ def compile_ahead(
             for batch in batches:
                 implementation("effv2", case)(*case.outline(batch, kind))
 
-    compile_all(recorded(run, target, kind), target, tolerant=True)
+    compile_all(recorded(run, target), target, tolerant=True)
 
 
 def implementation(name: str, case: Case) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import effv2_kernels
 import python_ref
 
-from .. import triton_ops
+from .. import ops, triton_ops
 from ..launch import selection, tables, targets
 from ..launch.search import Outcome, Progress, search
 from ..launch.selection import Task
@@ -99,7 +99,7 @@ class _Calls(TorchDispatchMode):
     def __init__(self, target: Target, found: dict[Task, Example]):
         super().__init__()
         self._target, self._found = target, found
-        self._names = {getattr(DISPATCHED, name).default: name for name in triton_ops.EXPLICIT}
+        self._names = {getattr(DISPATCHED, name).default: name for name in ops.OPS}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -109,7 +109,8 @@ class _Calls(TorchDispatchMode):
         name = self._names.get(func)
         for example in _examples(name, args) if name is not None else ():
             with recording(self._target), selection.asked() as tasks:
-                triton_ops.EXPLICIT[example.op](*example.args)
+                if triton_ops.WHY_NOT[example.op](example.args, self._target) is None:
+                    triton_ops.RUN[example.op](*example.args)
             for task in tasks:
                 self._found.setdefault(task, example)
         return func(*args, **(kwargs or {}))
@@ -118,7 +119,7 @@ class _Calls(TorchDispatchMode):
 def _examples(name: str, args: tuple) -> list[Example]:
     """The op, or the two that it is made of: a time of both would hide what one gains."""
     if name != "expand_depthwise":
-        return [Example(name, args)]
+        return [Example(name, args)] if name in triton_ops.RUN else []
     x, expand, rest, act = args[0], args[1:5], args[5:], args[-2]
     first = (x, *expand, None, (1, 1), (0, 0, 0, 0), act)
     hidden = DISPATCHED.conv_bias_act.default(*first)

@@ -84,7 +84,7 @@ class GpuTimer:
             example = self._examples[task]
             for choice in choices:
                 with recording(self._target) as found, forced(task, choice):
-                    triton_ops.EXPLICIT[example.op](*example.args)
+                    triton_ops.RUN[example.op](*example.args)
                 instances.update(found)
         compile_all(list(instances), self._target, tolerant=True)
 
@@ -94,11 +94,11 @@ class GpuTimer:
         self._task, self._inputs = task, []
         torch.cuda.empty_cache()
         self._inputs = [example.filled(seed) for seed in range(copies)]
-        self._reference = _tuple(ops.FAMILIES[example.op].aten(*self._inputs[0]))
+        self._reference = _tuple(ops.OPS[example.op].aten(*self._inputs[0]))
 
     def measure(self, task: Task, choice: Any) -> float:
         assert task == self._task, "prepare comes first"
-        run = triton_ops.EXPLICIT[self._examples[task].op]
+        run = triton_ops.RUN[self._examples[task].op]
         with torch.no_grad(), forced(task, choice):
             try:
                 found = _tuple(run(*self._inputs[0]))

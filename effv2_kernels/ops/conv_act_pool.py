@@ -8,7 +8,8 @@ from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, onednn, pytorch, triton
 
 SCHEMA = (
     "conv_act_pool(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, str act) "
@@ -23,7 +24,6 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float
     _contract.check_act(OP, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str
 ) -> Tensor:
@@ -42,4 +42,15 @@ def cpu(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, 
     return on_any.mean(on_cpu.conv(x, weight, bias, norm, eps, act=act))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "conv_act_pool",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton("conv_act_pool"),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

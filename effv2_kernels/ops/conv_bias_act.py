@@ -10,7 +10,8 @@ from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, onednn, pytorch, triton
 
 SCHEMA = (
     "conv_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -37,7 +38,6 @@ def check(
     _contract.check_residual("conv_bias_act", residual, shape, x)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -83,4 +83,15 @@ def cpu(
     return on_cpu.conv(x, weight, bias, norm, eps, stride, padding, act, residual=residual)
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "conv_bias_act",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton("conv_bias_act"),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

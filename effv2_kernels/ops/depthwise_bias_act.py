@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .. import aten as on_any
 from .. import cpu as on_cpu
+from .. import cuda
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, native, onednn, pytorch, triton
 
 SCHEMA = (
     "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -39,7 +41,6 @@ def check(
     _contract.check_act(OP, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -89,4 +90,16 @@ def cpu(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "depthwise_bias_act",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native(cuda.depthwise_bias_act, cuda.why_not_depthwise),
+        triton("depthwise_bias_act"),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

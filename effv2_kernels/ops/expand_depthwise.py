@@ -4,14 +4,17 @@ the first half of an MBConv block, its first expanded tensor private to the op."
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from .. import aten as on_any
 from .. import cpu as on_cpu
+from .. import cuda
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, native, onednn, pytorch, two_ops
 
 SCHEMA = (
     "expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
@@ -50,7 +53,6 @@ def check(
     _contract.check_act(OP, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     expand_weight: Tensor,
@@ -107,6 +109,13 @@ def aten(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
+def two(effv2: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The same by two ops, the expanded tensor in memory between them."""
+    expand, depthwise, (stride, padding, act, squeeze) = rest[:4], rest[4:8], rest[8:]
+    hidden = effv2.conv_bias_act.default(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+    return effv2.depthwise_bias_act.default(hidden, *depthwise, stride, padding, act, squeeze)
+
+
 def cpu(
     x: Tensor,
     expand_weight: Tensor,
@@ -138,4 +147,16 @@ def cpu(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "expand_depthwise",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native(cuda.expand_depthwise, cuda.why_not_expand_depthwise),
+        two_ops(two),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

@@ -8,7 +8,8 @@ from .. import aten as on_any
 from .. import cpu as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, onednn, pytorch, triton
 
 SCHEMA = (
     "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -39,7 +40,6 @@ def check(
     _contract.check_residual(OP, residual, shape, x)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     gate: Tensor,
@@ -86,4 +86,15 @@ def cpu(
     )
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "gated_project",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton("gated_project"),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

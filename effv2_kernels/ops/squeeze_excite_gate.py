@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import cuda
 from ..activations import FUNCTIONS, GATES
 from . import _contract
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, native, pytorch
 
 SCHEMA = (
     "squeeze_excite_gate(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, "
@@ -47,7 +49,6 @@ def check(
     _contract.check_act(OP, gate, GATES, "gate")
 
 
-@fake_of(check)
 def fake(
     pooled: Tensor,
     reduce_weight: Tensor,
@@ -75,4 +76,14 @@ def aten(
     return FUNCTIONS[gate](F.linear(hidden, expand_weight, expand_bias))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=aten)
+OP = Op(
+    "squeeze_excite_gate",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native(cuda.squeeze_excite_gate, cuda.why_not_gate),
+        pytorch(aten),
+    ),
+)
+register(OP)

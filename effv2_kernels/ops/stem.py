@@ -8,9 +8,11 @@ from torch import Tensor
 
 from .. import aten as on_any
 from .. import cpu as on_cpu
+from .. import cuda
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, native, onednn, pytorch, triton
 
 SCHEMA = (
     "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
@@ -34,7 +36,6 @@ def check(
     _contract.check_act("stem", act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -77,4 +78,16 @@ def cpu(
     return on_cpu.conv(x.to(weight.dtype), weight, bias, norm, eps, stride, padding, act)
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    "stem",
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native(cuda.stem, cuda.why_not_stem),
+        triton("stem"),
+        onednn(cpu),
+        pytorch(aten),
+    ),
+)
+register(OP)

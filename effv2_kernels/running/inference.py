@@ -37,13 +37,8 @@ def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
 
 
 # The CPU implementations themselves, for calls that nobody watches and that were checked before.
-_CPU = {name: getattr(family, "cpu", family.aten) for name, family in ops.FAMILIES.items()}
-_CPU["gated_project"] = _gate_in_place
+_CPU = {name: op.cpu for name, op in ops.OPS.items()} | {"gated_project": _gate_in_place}
 DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU.items()})
-# The same for CUDA: the dispatcher's way into Python and back is much of a small op's host time.
-DIRECT_CUDA = SimpleNamespace(
-    **{name: SimpleNamespace(default=function) for name, function in ops.ON_CUDA.items()}
-)
 
 _DEVICES = ("cpu", "cuda", "meta")
 _MOST_SHAPES = 64
@@ -63,7 +58,9 @@ class BlockRunner:
         self.watch = watched
         self.leaves = tuple(leaves_of(block))
         self.first_conv = next(leaf for leaf in self.leaves if isinstance(leaf, nn.Conv2d))
-        self._taken: set[tuple] = set()
+        # The engines of its ops, in order, by the kind of the arguments: on a GPU the dispatcher's
+        # way into Python and back, the checks and the choice are much of a small op's host time.
+        self._engines: dict[tuple, list[ops.Engine]] = {}
 
     def usable(self, x: Tensor) -> bool:
         """Whether our ops give what the original forward would, here and now."""
@@ -104,16 +101,17 @@ class BlockRunner:
             named = TRITON if self.triton else DISPATCHED
             return self._apply(named, sequence, self._traced(x, dtype), x, dtype)
         weights = self._weights(x, dtype, look_for(self))
-        key = None if weights.packed else _signature(x, weights)
-        effv2 = self._ops(x, weights, key)
+        key = _signature(x, weights) if x.is_cuda else ()
+        noted: list[ops.Engine] = []
+        effv2 = self._ops(weights, key, noted)
         with torch._C._AutoDispatchBelowAutograd():
             if not autocast:
                 found = self._apply(effv2, sequence, weights, x, dtype)
             else:
                 with torch.autocast(device, enabled=False):
                     found = self._apply(effv2, sequence, weights, x, dtype)
-        if effv2 is DISPATCHED and x.is_cuda and len(self._taken) < _MOST_SHAPES:
-            self._taken.add(key)
+        if noted:
+            self._engines[key] = noted
         return found
 
     def _traced(self, x: Tensor, dtype: torch.dtype) -> Weights:
@@ -129,15 +127,25 @@ class BlockRunner:
             return look.live[self]
         return live([self.block], dtype)[0]
 
-    def _ops(self, x: Tensor, weights: Weights, key: Any) -> Any:
-        """The namespace of ops: past the dispatcher and the checks where a call was checked."""
+    def _ops(self, weights: Weights, key: tuple, noted: list[ops.Engine]) -> Any:
+        """The namespace of ops: past the dispatcher and the checks where a call was checked. key:
+        of a call on a GPU; noted: becomes the engines that are chosen for it."""
         if self.triton:
             return TRITON
-        if watched():
-            return DISPATCHED
-        if weights.packed:
+        if weights.packed and not watched():
             return DIRECT
-        return DIRECT_CUDA if x.is_cuda and key in self._taken else DISPATCHED
+        if not key or watched():
+            return DISPATCHED
+        if key in self._engines:
+            return ops.Replayed(self._engines[key])
+        if len(self._engines) >= _MOST_SHAPES:
+            return DISPATCHED
+
+        def note(op: ops.Op, chosen: ops.Chosen) -> None:
+            ops.tell(op, chosen)
+            noted.append(chosen.engine)
+
+        return ops.Engines(ops.OPS, "cuda", note, checks=True)
 
     def _apply(
         self, effv2: Any, sequence: Sequence, weights: Weights, x: Tensor, dtype: torch.dtype
@@ -155,8 +163,9 @@ def folds(x: Tensor, triton: bool) -> bool:
 
 
 def _signature(x: Tensor, weights: Weights) -> tuple:
-    """Of what the ops check: their arguments' shapes and dtypes."""
-    found: list[Any] = [x.dtype, x.shape[1:]]
+    """Of what the ops check and engines are chosen by: where the arguments are, their shapes and
+    their dtypes."""
+    found: list[Any] = [x.device, x.dtype, x.shape]
     for conv in (weights.conv, weights.expand, weights.depthwise, weights.project):
         if conv is not None:
             weight, bias, norm, eps = conv

@@ -10,10 +10,13 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
+
+from ..launch.targets import Target
 
 _WHERE = {
     "stem": "conv",
@@ -22,7 +25,6 @@ _WHERE = {
     "fused_mbconv": "fused_mbconv",
     "conv_act_pool": "pool",
     "depthwise_bias_act": "depthwise",
-    "expand_depthwise": "depthwise",
 }
 
 
@@ -45,44 +47,36 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _function(name: str) -> Callable | None:
-    if missing():
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{_WHERE[name]}")
+
+
+def _run(name: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        return getattr(_module(name), name)(*arguments)
+
+    return run
+
+
+def _why_not(name: str) -> Callable[..., str | None]:
+    def why_not(arguments: Sequence[Any], target: Target | None) -> str | None:
+        return getattr(_module(name), f"why_not_{name}")(arguments, target)
+
+    return why_not
+
+
+def why_slower(name: str, dtype: torch.dtype) -> str | None:
+    """Why something else is expected to be faster. Triton multiplies IEEE float32 on no tensor
+    core, and cuDNN's tiles for it are better; its TF32 cuts operands off where cuDNN rounds them,
+    and errs three times as much (measured). A depthwise convolution has no use for a tensor core
+    anyway."""
+    if dtype != torch.float32 or name == "depthwise_bias_act":
         return None
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return "in float32 cuDNN is faster, and as exact"
 
 
-def _explicit(name: str) -> Callable:
-    def run(*args: Any) -> Any:
-        function = _function(name)
-        return NotImplemented if function is None else function(*args)
-
-    return run
-
-
-def _automatic(name: str) -> Callable:
-    run_always = _explicit(name)
-
-    def run(*args: Any) -> Any:
-        return run_always(*args) if _is_expected_to_gain(name, args[1].dtype) else NotImplemented
-
-    return run
-
-
-def _is_expected_to_gain(name: str, dtype: torch.dtype) -> bool:
-    """Triton multiplies IEEE float32 on no tensor core, and cuDNN's tiles for it are better; its
-    TF32 cuts operands off where cuDNN rounds them, and errs three times as much (measured). A
-    depthwise convolution has no use for a tensor core anyway."""
-    return dtype != torch.float32 or name == "depthwise_bias_act"
-
-
-def has(name: str, dtype: torch.dtype, *, explicit: bool) -> bool:
-    """Whether a kernel here runs the op in ``dtype``, where it was asked for by name or not."""
-    if name not in _WHERE or dtype == torch.float64 or missing():
-        return False
-    return explicit or _is_expected_to_gain(name, dtype)
-
-
-# What runs an op on Triton, or returns NotImplemented: wherever it was asked for by name, and
-# where it is one of several (there it also declines what others are expected to do faster).
-EXPLICIT: dict[str, Callable] = {name: _explicit(name) for name in _WHERE}
-KERNELS: dict[str, Callable] = {name: _automatic(name) for name in _WHERE}
+#: Why ``fused_mbconv`` is not one kernel.
+TOO_LARGE = "no tile holds the expanded channels, or two convolutions are expected to be faster"
+#: By the op's name: what computes it, and why it does not (of the arguments, and the target).
+RUN: dict[str, Callable[..., Any]] = {name: _run(name) for name in _WHERE}
+WHY_NOT: dict[str, Callable[..., str | None]] = {name: _why_not(name) for name in _WHERE}

@@ -16,10 +16,17 @@ MOST_ELEMENTS = (1 << 31) - 1
 _KINDS = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def runs(x: Tensor) -> bool:
-    """Whether the kernels take such a map: 16-bit or float32, and not too many pixels."""
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return (x.dtype in _KINDS or x.dtype == torch.float32) and pixels <= MOST_PIXELS
+def why_not(
+    x: Tensor, weight: Tensor, stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0, 0, 0)
+) -> str | None:
+    """Why the kernels take no such map, or give none; weight: of the window, in the op's dtype."""
+    if weight.dtype not in _KINDS and weight.dtype != torch.float32:
+        return f"it does not compute in {str(weight.dtype).removeprefix('torch.')}"
+    found = window(x, tuple(weight.shape[2:]), stride, padding)
+    pixels = max(found.height * found.width, found.out_height * found.out_width)
+    if x.shape[0] * pixels > MOST_PIXELS:
+        return "there are 2^31 pixels or more"
+    return "there are no channels" if x.shape[1] == 0 else None
 
 
 def kind(x: Tensor) -> str:

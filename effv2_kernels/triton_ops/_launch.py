@@ -32,7 +32,7 @@ _TYPES = {
 }
 _DTYPES = {name: dtype for dtype, name in _TYPES.items()}
 # Where there is no GPU to ask: one multiprocessor, so that programs are few and large.
-_INTERPRETER = replace(targets.KNOWN["sm_80"], name="Triton's interpreter", multiprocessors=1)
+INTERPRETER = replace(targets.KNOWN["sm_80"], name="Triton's interpreter", multiprocessors=1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def target_of(x: Tensor) -> Target:
     """What x's device offers to a launch."""
     if _RECORDING.target is not None:
         return _RECORDING.target
-    return targets.of_device(x.device) if x.is_cuda else _INTERPRETER
+    return targets.of_device(x.device) if x.is_cuda else INTERPRETER
 
 
 def launch(

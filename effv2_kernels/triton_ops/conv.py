@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..launch.conv import Choice, Shape, stages_with_gate
 from ..launch.selection import choose
+from ..launch.targets import Target
 from ..triton_kernels.conv import conv_kernel, finish_split_kernel
 from . import _arguments as arguments
 from ._arguments import Affine
 from ._launch import launch, target_of
 
 _FINISH_BLOCK = 512
+
+
+def why_not_conv_bias_act(given: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, _, stride, padding, *_ = given
+    return arguments.why_not(x, weight, stride, padding)
 
 
 def conv_bias_act(
@@ -35,6 +42,11 @@ def conv_bias_act(
     return convolve(x, weight, affine, None, residual, stride, padding, act)
 
 
+def why_not_gated_project(given: Sequence[Any], target: Target | None) -> str | None:
+    x, _, weight, *_ = given
+    return arguments.why_not(x, weight)
+
+
 def gated_project(
     x: Tensor,
     gate: Tensor,
@@ -50,6 +62,11 @@ def gated_project(
     Declines float64 and 2^31 pixels."""
     affine = arguments.affine(bias, norm, eps)
     return convolve(x, weight, affine, gate, residual, (1, 1), (0, 0, 0, 0), act)
+
+
+def why_not_stem(given: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, stride, padding, *_ = given
+    return arguments.why_not(x, weight, stride, padding)
 
 
 def stem(
@@ -82,8 +99,6 @@ def convolve(
     kernel = tuple(weight.shape[2:])
     window = arguments.window(x, kernel, stride, padding)
     out = arguments.empty_nhwc(x, weight.shape[0], window.out_height, window.out_width)
-    if not (arguments.runs(x) and arguments.runs(out)) or x.shape[1] == 0:
-        return NotImplemented
     if out.numel() == 0:
         return out
     x, weight = arguments.nhwc(x), arguments.nhwc(weight)

@@ -1,21 +1,41 @@
-"""``depthwise_bias_act`` on Triton, and ``expand_depthwise`` as a convolution and it."""
+"""``depthwise_bias_act`` on Triton."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ..launch.depthwise_triton import Choice, Shape, parts
 from ..launch.selection import choose
+from ..launch.targets import Target
 from ..triton_kernels.depthwise import depthwise_kernel
 from . import _arguments as arguments
-from ._launch import launch, target_of
-from .conv import conv_bias_act
+from ._launch import INTERPRETER, launch, target_of
 from .pool import finish_mean, partial_sums
 
 _MOST_TAPS = 121  # the loop over them is unrolled
 _MOST_PROGRAMS = 65535  # of the second and third dimension of a grid
+
+
+def why_not_depthwise_bias_act(given: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, stride, padding, *_ = given
+    why = arguments.why_not(x, weight, stride, padding)
+    if why:
+        return why
+    height, width = weight.shape[2:]
+    window = arguments.window(x, (height, width), stride, padding)
+    pixels = window.out_height * window.out_width
+    if x.shape[0] * pixels == 0:
+        return "the map is empty"
+    if height * width > _MOST_TAPS:
+        return f"it has no {height}x{width} window"
+    shape = Shape(x.shape[0], pixels, x.shape[1], height * width)
+    choice = choose("depthwise", shape, arguments.kind(x), target or INTERPRETER)
+    if max(x.shape[0], parts(shape, choice)) > _MOST_PROGRAMS:
+        return f"there are more than {_MOST_PROGRAMS} images, or parts of one"
+    return None
 
 
 def depthwise_bias_act(
@@ -37,14 +57,10 @@ def depthwise_bias_act(
     window = arguments.window(x, kernel, stride, padding)
     images, channels = x.shape[0], x.shape[1]
     y = arguments.empty_nhwc(x, channels, window.out_height, window.out_width)
-    if not (arguments.runs(x) and arguments.runs(y)) or y.numel() == 0:
-        return NotImplemented
     pixels = window.out_height * window.out_width
     shape = Shape(images, pixels, channels, kernel[0] * kernel[1])
     choice: Choice = choose("depthwise", shape, arguments.kind(x), target_of(x))
     split = parts(shape, choice)
-    if shape.taps > _MOST_TAPS or max(images, split) > _MOST_PROGRAMS:
-        return NotImplemented
     pooled = arguments.empty(x, images, channels if squeeze else 0)
     sums = partial_sums(x, split, channels) if squeeze else None
     affine = arguments.affine(bias, norm, eps)
@@ -71,30 +87,3 @@ def depthwise_bias_act(
     if sums is not None:
         finish_mean(sums, pooled, pixels)
     return y, pooled
-
-
-def expand_depthwise(
-    x: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor | None,
-    expand_norm: Sequence[Tensor],
-    expand_eps: float,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor | None,
-    depthwise_norm: Sequence[Tensor],
-    depthwise_eps: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    act: str,
-    squeeze: bool,
-) -> tuple[Tensor, Tensor]:
-    """x: (N, I, H, W); expand_weight: (E, I, 1, 1); depthwise_weight: (E, 1, k, k); biases and
-    norms: (E,) each. The expanded tensor goes through memory. Returns y: (N, E, H', W'),
-    channels_last, and its mean, or (N, 0) without ``squeeze``. Declines what one of the two
-    declines."""
-    expand = expand_weight, expand_bias, expand_norm, expand_eps
-    hidden = conv_bias_act(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
-    if hidden is NotImplemented:
-        return NotImplemented
-    depthwise = depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps
-    return depthwise_bias_act(hidden, *depthwise, stride, padding, act, squeeze)

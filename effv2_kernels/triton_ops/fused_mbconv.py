@@ -1,17 +1,48 @@
-"""``fused_mbconv`` on Triton: one launch, or two convolutions where one cannot hold the block."""
+"""``fused_mbconv`` on Triton: one launch, where that can hold the block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ..launch.fused_mbconv import Choice, Shape
 from ..launch.selection import choose
+from ..launch.targets import Target
 from ..triton_kernels.fused_mbconv import fused_mbconv_kernel
+from . import TOO_LARGE
 from . import _arguments as arguments
-from ._launch import launch, target_of
-from .conv import conv_bias_act
+from ._launch import INTERPRETER, launch, target_of
+
+
+def why_not_fused_mbconv(given: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, _, _, _, project_weight, _, _, _, _, stride, padding, act = given
+    why = arguments.why_not(x, weight, stride, padding)
+    if why:
+        return why
+    if weight.shape[0] == 0:
+        return "there are no channels"
+    shape = _shape(x, weight, project_weight, stride, padding, act)
+    if shape.rows == 0:
+        return None
+    found = choose("fused_mbconv", shape, arguments.kind(x), target or INTERPRETER)
+    return TOO_LARGE if found is None else None
+
+
+def _shape(
+    x: Tensor,
+    expand_weight: Tensor,
+    project_weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    act: str,
+) -> Shape:
+    kernel = tuple(expand_weight.shape[2:])
+    window = arguments.window(x, kernel, stride, padding)
+    rows = x.shape[0] * window.out_height * window.out_width
+    channels = x.shape[1], expand_weight.shape[0], project_weight.shape[0]
+    return Shape(rows, *channels, kernel[0] * kernel[1], arguments.special(act))
 
 
 def fused_mbconv(
@@ -31,27 +62,16 @@ def fused_mbconv(
 ) -> Tensor:
     """x: (N, C, H, W); expand_weight: (E, C, k, k), without a copy if channels_last;
     project_weight: (O, E, 1, 1); biases and norms: (E,) or (O,) each, as in ``_arguments.affine``.
-    ``residual`` adds x. Returns (N, O, H', W'), channels_last. Declines float64 and 2^31 pixels."""
+    ``residual`` adds x. Returns (N, O, H', W'), channels_last."""
     kernel = tuple(expand_weight.shape[2:])
     window = arguments.window(x, kernel, stride, padding)
     expanded, out_channels = expand_weight.shape[0], project_weight.shape[0]
     out = arguments.empty_nhwc(x, out_channels, window.out_height, window.out_width)
-    if not (arguments.runs(x) and arguments.runs(out)) or 0 in (x.shape[1], expanded):
-        return NotImplemented
     if out.numel() == 0:
         return out
-    kind = arguments.kind(x)
-    rows = out.shape[0] * window.out_height * window.out_width
-    taps, special = kernel[0] * kernel[1], arguments.special(act)
-    shape = Shape(rows, x.shape[1], expanded, out_channels, taps, special)
-    choice: Choice | None = choose("fused_mbconv", shape, kind, target_of(x))
+    shape = _shape(x, expand_weight, project_weight, stride, padding, act)
+    choice: Choice = choose("fused_mbconv", shape, arguments.kind(x), target_of(x))
     x = arguments.nhwc(x)
-    if choice is None:
-        expand = expand_weight, expand_bias, expand_norm, expand_eps
-        hidden = conv_bias_act(x, *expand, None, stride, padding, act)
-        project = project_weight, project_bias, project_norm, project_eps
-        skip = x if residual else None
-        return conv_bias_act(hidden, *project, skip, (1, 1), (0, 0, 0, 0), "none")
     first = arguments.affine(expand_bias, expand_norm, expand_eps)
     second = arguments.affine(project_bias, project_norm, project_eps)
     constants = {
@@ -68,7 +88,7 @@ def fused_mbconv(
         "FAST": arguments.fast(act, x),
         "PRECISION": arguments.precision(x),
         "WIDE": arguments.wide(x, out),
-        "THROUGH_L1": arguments.through_l1(x, taps),
+        "THROUGH_L1": arguments.through_l1(x, shape.taps),
         "BLOCK_M": choice.block_m,
         "BLOCK_E": choice.block_e,
         "BLOCK_F": choice.block_f,
@@ -81,8 +101,8 @@ def fused_mbconv(
     )
     launch(
         fused_mbconv_kernel,
-        (-(-rows // choice.block_m), 1, 1),
-        (*operands, rows, *window.numbers),
+        (-(-shape.rows // choice.block_m), 1, 1),
+        (*operands, shape.rows, *window.numbers),
         constants,
         warps=choice.warps,
         stages=choice.stages,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,22 @@ from torch import Tensor
 from ..launch.conv_act_pool import Choice, Shape, tiles_of_a_part
 from ..launch.dense import count, power_of_two
 from ..launch.selection import choose
+from ..launch.targets import Target
 from ..triton_kernels.pool import conv_act_pool_kernel, finish_mean_kernel
 from . import _arguments as arguments
 from ._launch import launch, target_of
 
 _FINISH_PARTS, _FINISH_CHANNELS = 8, 64
+_MOST_IMAGES = 65535  # of the third dimension of a grid
+
+
+def why_not_conv_act_pool(given: Sequence[Any], target: Target | None) -> str | None:
+    x, weight, *_ = given
+    if x.numel() == 0 or weight.shape[0] == 0:
+        return "the map is empty"
+    if x.shape[0] > _MOST_IMAGES:
+        return f"there are more than {_MOST_IMAGES} images"
+    return arguments.why_not(x, weight)
 
 
 def conv_act_pool(
@@ -29,8 +41,6 @@ def conv_act_pool(
     (O,) each, as in ``_arguments.affine``. Returns the mean over H x W of act(norm(conv(x))): (N,
     O). Declines float64, empty maps and 2^31 pixels."""
     images, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    if not arguments.runs(x) or x.numel() == 0 or weight.shape[0] == 0 or images > 65535:
-        return NotImplemented
     out_channels = weight.shape[0]
     out = arguments.empty(x, images, out_channels)
     kind = arguments.kind(x)

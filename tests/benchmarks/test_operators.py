@@ -141,6 +141,6 @@ def test_what_is_compiled_ahead_is_what_is_launched(
             arguments = cases[0].draw(batch, torch.bfloat16, torch.device("cpu"), random)
             operators.implementation("effv2", cases[0])(*arguments)
 
-    assert ahead == recorded(run, target, torch.bfloat16)
+    assert ahead == recorded(run, target)
     # The uneven channels of this expand_depthwise are nothing for the native kernel.
     assert bool(ahead) == (cases[0].op not in ops.NATIVE_OPS or suite == "expand_depthwise")

@@ -21,7 +21,6 @@ def check(implementation: Callable, op: str, geometry: Geometry, **options: Any)
 
 def check_of(implementation: Callable, op: str, args: Arguments) -> list:
     found = implementation(*ordered(op, args))
-    assert found is not NotImplemented
     found = list(found) if isinstance(found, tuple) else [found]
     reference = plain(op, mapped(args, torch.Tensor.double))
     eager = plain(op, args)

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(WHY_SKIP), reason=WHY_SKIP or "it runs"),
 ]
-OPS = tuple(triton_ops.EXPLICIT)
+OPS = (*triton_ops.RUN, "expand_depthwise")
 # Input and output (or expanded) channels of V2-S to XL, and awkward ones.
 CHANNELS = ((24, 96), (96, 384), (160, 960), (3, 24), (7, 33))
 

@@ -217,7 +217,7 @@ def test_every_launch_of_a_network_is_found() -> None:
             from effv2_kernels.triton_ops._launch import recording
 
             with recording(TARGET):
-                triton_ops.EXPLICIT[example.op](*example.args)
+                triton_ops.RUN[example.op](*example.args)
         assert task in again
     with pytest.raises(ValueError):
         tune.tasks_of(["resnet50"], [64], [1], torch.bfloat16, TARGET)

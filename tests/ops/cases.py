@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import effv2_kernels  # noqa: F401  (registers the ops)
-from effv2_kernels import cpu
+from effv2_kernels import cpu, ops
 
 OPS = (
     "stem",
@@ -215,6 +215,11 @@ def run(op: str, args: Arguments) -> tuple[Tensor, ...]:
     """The op's outputs, always as a tuple."""
     found = getattr(torch.ops.effv2, op).default(*ordered(op, args))
     return found if isinstance(found, tuple) else (found,)
+
+
+def engine(op: str, args: Arguments, device: str = "cuda", **choice: Any) -> str:
+    """The name of the one that ``Op.choose`` gives the op on a device of that type."""
+    return ops.OPS[op].choose(ordered(op, args), device, **choice).engine.name
 
 
 def mapped(args: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:

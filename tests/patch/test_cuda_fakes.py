@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
 import python_ref
-from effv2_kernels import _native, triton_ops
-from effv2_kernels.backends import runs_on, switched_off_notes
-from effv2_kernels.launch import off_tables, switched_off
+from effv2_kernels import choices, triton_ops
+from effv2_kernels.backends import switched_off_notes
+from effv2_kernels.launch import off_tables, switched_off, targets
 from effv2_kernels.launch.off_tables import Entry
-from tests.ops.cases import OPS, SMALL, arguments, mapped, run
+from tests.ops.cases import OPS, SMALL, arguments, engine, mapped, run
 
-STATUS = _native.load()
 NATIVE = {"stem", "expand_depthwise", "squeeze_excite_gate"}
 GPU = "NVIDIA Test GPU (2)"
 
@@ -63,23 +64,21 @@ def test_a_patched_model(dtype: torch.dtype) -> None:
     assert set(expected) >= NATIVE
 
 
-@pytest.mark.skipif(not STATUS.loaded, reason=f"native library {STATUS.reason}")
-def test_the_report_says_what_runs_natively() -> None:
-    with FakeTensorMode(), torch.device("cuda"):
-        model = python_ref.create("b0", num_classes=10).eval()
-        report = ek.patch(model)
-    ops = {op for entry in report.patched for op in entry.ops}
-    assert {f"{name}[cuda]" for name in NATIVE} <= ops
-    assert not [op for op in ops if op.endswith("[onednn]")]
-
-
 @pytest.fixture
 def off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """A function that puts entries into the table of the GPU that fake tensors are on."""
     monkeypatch.setenv("EFFV2_TABLES", str(tmp_path))
     monkeypatch.setattr(switched_off, "gpu_of", lambda device: GPU if device.type == "cuda" else "")
     monkeypatch.setattr("effv2_kernels.ops.NATIVE_OPS", frozenset(NATIVE))
+    monkeypatch.setattr("effv2_kernels.cuda.LOADED", True)
     monkeypatch.setattr(triton_ops, "missing", str)
+    target = dataclasses.replace(targets.KNOWN["sm_90a"], name=GPU)
+
+    def here(device: torch.device, triton: bool) -> choices.Where:
+        return choices.Where(device.type, target if device.type == "cuda" else None, triton)
+
+    # By its full name: what the package calls ``patch`` is the function.
+    monkeypatch.setattr(importlib.import_module("effv2_kernels.patch"), "here", here)
 
     def write(*entries: Entry) -> None:
         off_tables.write(off_tables.path_of(GPU, tmp_path), entries)
@@ -101,26 +100,28 @@ def of(report: ek.PatchReport) -> set[str]:
 
 def test_the_report_says_what_is_switched_off(off: Callable[..., None]) -> None:
     before = report_of()
-    assert of(before) >= {"stem[cuda]", "expand_depthwise[cuda]", "fused_mbconv[triton]"}
+    halves = "conv_bias_act[triton] + depthwise_bias_act[cuda]"
+    assert of(before) >= {"stem[cuda]", halves, "fused_mbconv[triton]"}
     assert not [note for note in before.notes if "switched off" in note]
     narrow = (("channels", 24),)
     off(
-        Entry("expand_depthwise", "cuda", "any", (), "slower: 0.8x", "abc123"),
+        Entry("depthwise_bias_act", "cuda", "any", (), "slower: 0.8x", "abc123"),
         Entry("stem", "any", "bfloat16", (), "wrong: 2 of 9 outputs", "abc123"),
         Entry("gated_project", "triton", "any", narrow, "slower: 0.9x", "abc123"),
-        Entry("depthwise_bias_act", "cuda", "any", (), "wrong", "abc123"),  # not in this model
+        Entry("squeeze_excite_gate", "triton", "any", (), "wrong", "abc123"),  # which has none
     )
     report = report_of()
-    changed = {"stem[cuda]": "stem[aten]", "expand_depthwise[cuda]": "expand_depthwise[triton]"}
+    changed = {"stem[cuda]": "stem[aten]", halves: halves.replace("[cuda]", "[triton]")}
     assert of(report) == {changed.get(op, op) for op in of(before)}
+    wrong = "wrong: 2 of 9 outputs, measured at abc123"
     assert [note for note in report.notes if "switched off" in note] == [
-        f"stem: cuda and triton are switched off in bfloat16 on {GPU} "
-        "(wrong: 2 of 9 outputs, measured at abc123)",
-        f"expand_depthwise: cuda is switched off on {GPU} (slower: 0.8x, measured at abc123)",
+        f"stem runs through ATen (cuda: switched off: {wrong}; triton: switched off: {wrong})",
+        f"stem: cuda and triton are switched off in bfloat16 on {GPU} ({wrong})",
+        f"depthwise_bias_act: cuda is switched off on {GPU} (slower: 0.8x, measured at abc123)",
         f"gated_project: triton is switched off on {GPU} at channels 24 "
         "(slower: 0.9x, measured at abc123)",
     ]
-    assert f"note: expand_depthwise: cuda is switched off on {GPU}" in str(report)
+    assert f"note: depthwise_bias_act: cuda is switched off on {GPU}" in str(report)
     on_the_cpu = report_of("cpu")
     assert not [note for note in on_the_cpu.notes if "switched off" in note]
 
@@ -130,11 +131,12 @@ def test_asked_for_by_name_only_what_is_wrong_is_off(off: Callable[..., None]) -
         Entry("fused_mbconv", "triton", "any", (), "slower: 0.8x", "abc123"),
         Entry("stem", "triton", "any", (), "wrong", "abc123"),
     )
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    assert runs_on("fused_mbconv", device, dtype) == "aten"
-    assert runs_on("fused_mbconv", device, dtype, triton=True) == "triton"
-    assert runs_on("stem", device, dtype, triton=True) == "aten"
-    notes = switched_off_notes(["fused_mbconv", "stem"], device, triton=True)
+    target = dataclasses.replace(targets.KNOWN["sm_90a"], name=GPU)
+    block, stem = (arguments(op, dtype=torch.bfloat16) for op in ("fused_mbconv", "stem"))
+    assert engine("fused_mbconv", block, target=target) == "aten"
+    assert engine("fused_mbconv", block, target=target, by_name=True) == "triton"
+    assert engine("stem", stem, target=target, by_name=True) == "aten"
+    notes = switched_off_notes(["fused_mbconv", "stem"], torch.device("cuda"), triton=True)
     assert notes == [f"stem: triton is switched off on {GPU} (wrong, measured at abc123)"]
 
 

@@ -349,15 +349,3 @@ def test_fake_tensors_on_a_gpu(image):
         output = model(x)
     assert output.shape == (2, 10) and output.device.type == "cuda"
     assert output.dtype == torch.bfloat16
-
-
-def test_the_report_says_what_runs_on_a_gpu():
-    """Native kernels go before Triton's; where neither exists, ATen runs the op."""
-    from effv2_kernels import triton_ops
-    from effv2_kernels.backends import runs_on
-    from effv2_kernels.ops import FAMILIES, NATIVE_OPS
-
-    for name in FAMILIES:
-        other = "triton" if name in triton_ops.KERNELS and not triton_ops.missing() else "aten"
-        expected = "cuda" if name in NATIVE_OPS else other
-        assert runs_on(name, torch.device("cuda"), torch.bfloat16) == expected

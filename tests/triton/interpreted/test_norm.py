@@ -11,7 +11,7 @@ from tests.ops.cases import SMALL, Arguments, arguments
 from tests.support import relative_error
 from tests.triton.interpreted.check import check, run
 
-OPS = tuple(triton_ops.EXPLICIT)
+OPS = (*triton_ops.RUN, "expand_depthwise")
 
 
 def norms(args: Arguments) -> list[str]:
