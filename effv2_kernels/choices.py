@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from . import ops
 from .blocks import Block, convs_of, se_of
 from .launch import targets
 from .launch.targets import Target
-from .running.sequences import SEQUENCES, Weights, pooled_head
+from .running.sequences import SEQUENCES, Sequence, Weights, pooled_head
 
+Shape = tuple[int, ...]
 #: Batches that a report asks for where a choice may depend on it.
 BATCHES = (1, 128)
 
@@ -40,7 +42,7 @@ Noted = list[tuple[ops.Op, ops.Chosen]]
 
 
 def choices(
-    block: Block, shape: Sequence[int], dtype: torch.dtype, where: Where, *, pooled: bool = False
+    block: Block, shape: Shape, dtype: torch.dtype, where: Where, *, pooled: bool = False
 ) -> Noted:
     """Each op of the block on an input of ``shape``, (N, C, H, W), in ``dtype``, and its engine;
     after an op that runs as two come those. ``pooled``: of a head whose mean is fused."""
@@ -53,13 +55,13 @@ def choices(
         by_name=where.triton,
         native=where.native,
     )
-    sequence = pooled_head if pooled else SEQUENCES[type(block)]
+    sequence: Sequence = pooled_head if pooled else SEQUENCES[type(block)]
     sequence(namespace, block, _outline(block, dtype), _empty(shape, dtype))
     return noted
 
 
 def by_batch(
-    block: Block, shape: Sequence[int], dtype: torch.dtype, where: Where, *, pooled: bool = False
+    block: Block, shape: Shape, dtype: torch.dtype, where: Where, *, pooled: bool = False
 ) -> tuple[tuple[str, ...], Noted]:
     """For a report: what runs each op, "op[engine]" or "op[engine] + op[engine]", and where it
     depends on the batch what runs it at each of BATCHES; and all that was chosen."""
@@ -93,16 +95,18 @@ def aten_notes(noted: Noted, where: Where) -> Iterator[str]:
 
 def _outline(block: Block, dtype: torch.dtype) -> Weights:
     """Weights of the right shapes, without contents."""
-    convs = {
+    convs: dict[str, Any] = {
         name: (_empty(part.conv.weight.shape, dtype), None, (), 0.0)
         for name, part in convs_of(block)
     }
     se = se_of(block)
     if se is None:
         return Weights(**convs)
-    of_gate = (t for c in (se.reduce, se.expand) for t in (c.weight.flatten(1), c.bias))
-    return Weights(**convs, se=tuple(_empty(t.shape, dtype) for t in of_gate))  # type: ignore[arg-type]
+    hidden, channels = se.reduce.weight.shape[:2]
+    shapes = (hidden, channels), (hidden,), (channels, hidden), (channels,)
+    first, first_bias, second, second_bias = (_empty(shape, dtype) for shape in shapes)
+    return Weights(**convs, se=(first, first_bias, second, second_bias))
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _empty(shape: Shape, dtype: torch.dtype) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype, device="meta")

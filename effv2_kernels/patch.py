@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from . import adapters, macs
 from .adapters.ends import Ends
 from .backends import choose, switched_off_notes
-from .blocks import Block, ConvBNAct, Refusal, leaves_of
+from .blocks import Block, ConvBNAct, Refusal, convs_of, leaves_of
 from .choices import Noted, Where, aten_notes, by_batch, here
 from .report import Patched, PatchReport, Skipped
 from .running.inference import BlockRunner
@@ -65,39 +66,44 @@ def patch(
     ends = list(_find_ends(model))
     candidates = [*_find_blocks(model), *(c for prefix, end in ends for c in _of_ends(prefix, end))]
     candidates.sort(key=_model_order(model))
-    refused = [c for c in candidates if isinstance(c.described, Refusal)]
-    if strict and refused:
-        reasons = "\n".join(f"  {c.name}: {c.described.reason}" for c in refused)
+    skipped = [
+        Skipped(c.name, c.described.reason) for c in candidates if isinstance(c.described, Refusal)
+    ]
+    if strict and skipped:
+        reasons = "\n".join(f"  {entry.name}: {entry.reason}" for entry in skipped)
         raise RuntimeError(f"strict=True, and these blocks cannot be patched:\n{reasons}")
     if not candidates:
         notes = [*notes, f"{type(model).__name__} holds no EfficientNet block that is known here"]
     if training and candidates:
         notes = [*notes, _TRAINING_NOTE]
     unpatch(model)
-    coverage, shapes, uncounted = _coverage(model, candidates)
-    accepted = [c for c in candidates if not isinstance(c.described, Refusal)]
+    accepted = [
+        (c.name, c.module, c.described) for c in candidates if not isinstance(c.described, Refusal)
+    ]
+    coverage, shapes, uncounted = _coverage(model, [block for _, _, block in accepted])
     triton = backend == "triton"
-    for candidate in accepted:
-        if candidate.module is not None:
-            _install_block(candidate.module, candidate.described, triton)
+    for _, module, block in accepted:
+        if module is not None:
+            _install_block(module, block, triton)
     # After the blocks: a model's ends may hold some, whose forward is to be found as it now is.
     pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end, triton)}
     for _, end in ends:
         _join_checks(end.model)
     where = here(device, triton)
-    patched, noted = [], []
-    for candidate in accepted:
-        shape = shapes.get(_first_conv(model, candidate.described))
-        entry, choices = _entry(candidate, shape, where, candidate.name in pooled_heads)
-        patched.append(entry)
-        noted += choices
+    patched: list[Patched] = []
+    noted: Noted = []
+    for name, _, block in accepted:
+        shape = shapes.get(_first_conv(model, block), _MIDDLING)
+        ops, chosen_for_it = _ops_of(block, shape, where, name in pooled_heads)
+        patched.append(Patched(name, type(block).__name__, ops))
+        noted += chosen_for_it
     off = switched_off_notes((op.name for op, _ in noted), device, triton)
     if any(" at batch " in text for entry in patched for text in entry.ops):
         height, width = macs.input_size(model)
         notes = [*notes, f"what runs at a batch is for images of {height}x{width}"]
     return PatchReport(
         patched=patched,
-        skipped=[Skipped(c.name, c.described.reason) for c in refused],
+        skipped=skipped,
         coverage=coverage,
         backend=chosen,
         notes=[*notes, *aten_notes(noted, where), *off, *uncounted],
@@ -124,7 +130,7 @@ def refresh(model: nn.Module) -> None:
     other changes are noticed, and on a GPU nothing is kept."""
     for module in model.modules():
         forward = module.__dict__.get("forward")
-        if isinstance(forward, OURS):
+        if isinstance(forward, (BlockForward, ModelForward)):
             forward.clear()
 
 
@@ -200,9 +206,14 @@ def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
 
 def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
     runner = BlockRunner(block, Watch(links_of(module)), triton)
-    module.forward = BlockForward(module, runner)
-    module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)), [module.forward])
-    module._replicate_for_data_parallel = ReplicateUnpatched(module)
+    forward = BlockForward(module, runner)
+    shown = PatchedRepr(module, ", ".join(op_names(block)), [forward])
+    _put(module, forward=forward, extra_repr=shown)
+
+
+def _put(module: nn.Module, **methods: Any) -> None:
+    """On the instance, where they go before the methods of its class."""
+    vars(module).update(methods, _replicate_for_data_parallel=ReplicateUnpatched(module))
 
 
 def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
@@ -217,13 +228,10 @@ def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
     stem_and_head = (_end_runner(block, watch, triton) for block in (own_stem, head))
     runner = ModelRunner(ends, watch, *stem_and_head)
     methods = {name: ModelForward(runner, name) for name in ends.methods}
-    for name, method in methods.items():
-        setattr(ends.model, name, method)
     pooled = head is not None and runner.pools_plainly
     shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]
     text = ", ".join(f"{n} by {op_names(b, pooled=p)[0]}" for n, b, p in shown if b is not None)
-    ends.model.extra_repr = PatchedRepr(ends.model, text, methods.values())
-    ends.model._replicate_for_data_parallel = ReplicateUnpatched(ends.model)
+    _put(ends.model, **methods, extra_repr=PatchedRepr(ends.model, text, methods.values()))
     if pooled:
         yield prefix + str(ends.head_name)
 
@@ -256,17 +264,16 @@ def _model_order(model: nn.Module):
     return lambda candidate: order[candidate.name]
 
 
-def _entry(
-    candidate: _Candidate, shape: Sequence[int] | None, where: Where, pooled: bool
-) -> tuple[Patched, Noted]:
-    """shape: of the block's input; None where it is not known, and a middling one is taken."""
-    block = candidate.described
-    conv = next(leaves_of(block))
-    if shape is None:
-        shape = (1, conv.in_channels, 32, 32)
+def _ops_of(
+    block: Block, shape: Sequence[int], where: Where, pooled: bool
+) -> tuple[tuple[str, ...], Noted]:
+    """What runs the block's ops on an input of ``shape``, of which the channels are the block's."""
+    _, first = next(convs_of(block))
+    n, _, height, width = shape
+    weight = first.conv.weight
+    shape = (n, first.conv.in_channels, height, width)
     pooled = pooled and isinstance(block, ConvBNAct)
-    ops, noted = by_batch(block, shape, conv.weight.dtype, where, pooled=pooled)
-    return Patched(candidate.name, type(block).__name__, ops), noted
+    return by_batch(block, shape, weight.dtype, where, pooled=pooled)
 
 
 def _first_conv(model: nn.Module, block: Block) -> str:
@@ -276,12 +283,13 @@ def _first_conv(model: nn.Module, block: Block) -> str:
 
 
 Shapes = dict[str, torch.Size]
+# Where the shape of an input is not known.
+_MIDDLING = torch.Size((1, 0, 32, 32))
 
 
-def _coverage(model: nn.Module, candidates: list[_Candidate]) -> tuple[float, Shapes, list[str]]:
+def _coverage(model: nn.Module, accepted: list[Block]) -> tuple[float, Shapes, list[str]]:
     """The fraction of conv + linear MACs in accepted blocks, the shapes of the blocks' inputs by
     the names of their first convolutions, and a note if the former is an estimate."""
-    accepted = [c.described for c in candidates if not isinstance(c.described, Refusal)]
     if not accepted:
         return 0.0, {}, []
     ours = {leaf for block in accepted for leaf in leaves_of(block)}

@@ -121,7 +121,7 @@ def _register_autograd(library: torch.library.Library, qualified: str, aten: Cal
             )
         result = [next(found) if need else None for need in flat_needs]
         # PyTorch wants an empty list for an empty list, whatever it is a list of.
-        none = tuple([] if count == 0 else None for count in ctx.counts)
+        none: tuple[Any, ...] = tuple([] if count == 0 else None for count in ctx.counts)
         return tuple(_arranged(result, ctx.is_tensor, ctx.counts, none))
 
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)

@@ -15,13 +15,13 @@ SCHEMA = (
     "conv_act_pool(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, str act) "
     "-> Tensor"
 )
-OP = "conv_act_pool"
+NAME = "conv_act_pool"
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
-    _contract.check_act(OP, act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], kernel=1)
+    _contract.check_act(NAME, act)
 
 
 def fake(
@@ -43,7 +43,7 @@ def cpu(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, 
 
 
 OP = Op(
-    "conv_act_pool",
+    NAME,
     SCHEMA,
     check,
     fake,

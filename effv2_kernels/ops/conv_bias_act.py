@@ -17,6 +17,7 @@ SCHEMA = (
     "conv_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "Tensor? residual, int[] stride, int[] padding, str act) -> Tensor"
 )
+NAME = "conv_bias_act"
 
 
 def check(
@@ -30,12 +31,12 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map("conv_bias_act", "x", x)
-    _contract.check_conv("conv_bias_act", x, weight, bias, norm, eps, x.shape[1])
-    _contract.check_window("conv_bias_act", x, weight, stride, padding)
-    _contract.check_act("conv_bias_act", act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1])
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
     shape = (x.shape[0], weight.shape[0], *_contract.out_size(x, weight, stride, padding))
-    _contract.check_residual("conv_bias_act", residual, shape, x)
+    _contract.check_residual(NAME, residual, shape, x)
 
 
 def fake(
@@ -84,7 +85,7 @@ def cpu(
 
 
 OP = Op(
-    "conv_bias_act",
+    NAME,
     SCHEMA,
     check,
     fake,

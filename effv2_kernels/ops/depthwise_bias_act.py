@@ -19,7 +19,7 @@ SCHEMA = (
     "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
-OP = "depthwise_bias_act"
+NAME = "depthwise_bias_act"
 
 
 def check(
@@ -33,12 +33,12 @@ def check(
     act: str,
     squeeze: bool,
 ) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, 1)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, 1)
     if weight.shape[0] != x.shape[1]:
-        _contract.fail(OP, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
-    _contract.check_window(OP, x, weight, stride, padding)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
 def fake(
@@ -91,7 +91,7 @@ def cpu(
 
 
 OP = Op(
-    "depthwise_bias_act",
+    NAME,
     SCHEMA,
     check,
     fake,

@@ -21,7 +21,7 @@ SCHEMA = (
     "float expand_eps, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor[] depthwise_norm, "
     "float depthwise_eps, int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
-OP = "expand_depthwise"
+NAME = "expand_depthwise"
 
 
 def check(
@@ -39,18 +39,26 @@ def check(
     act: str,
     squeeze: bool,
 ) -> None:
-    _contract.check_map(OP, "x", x)
+    _contract.check_map(NAME, "x", x)
     _contract.check_conv(
-        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_", kernel=1
+        NAME,
+        x,
+        expand_weight,
+        expand_bias,
+        expand_norm,
+        expand_eps,
+        x.shape[1],
+        "expand_",
+        kernel=1,
     )
     _contract.check_conv(
-        OP, x, depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps, 1, "depthwise_"
+        NAME, x, depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps, 1, "depthwise_"
     )
     expanded, depthwise = expand_weight.shape[0], depthwise_weight.shape[0]
     if expanded != depthwise:
-        _contract.fail(OP, f"expand gives {expanded} channels, depthwise takes {depthwise}")
-    _contract.check_window(OP, x, depthwise_weight, stride, padding)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"expand gives {expanded} channels, depthwise takes {depthwise}")
+    _contract.check_window(NAME, x, depthwise_weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
 def fake(
@@ -148,7 +156,7 @@ def cpu(
 
 
 OP = Op(
-    "expand_depthwise",
+    NAME,
     SCHEMA,
     check,
     fake,

@@ -23,7 +23,7 @@ SCHEMA = (
     "float expand_eps, Tensor project_weight, Tensor? project_bias, Tensor[] project_norm, "
     "float project_eps, bool residual, int[] stride, int[] padding, str act) -> Tensor"
 )
-OP = "fused_mbconv"
+NAME = "fused_mbconv"
 
 
 def check(
@@ -41,19 +41,19 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map(OP, "x", x)
+    _contract.check_map(NAME, "x", x)
     _contract.check_conv(
-        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_"
+        NAME, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_"
     )
     mid = expand_weight.shape[0]
     _contract.check_conv(
-        OP, x, project_weight, project_bias, project_norm, project_eps, mid, "project_", kernel=1
+        NAME, x, project_weight, project_bias, project_norm, project_eps, mid, "project_", kernel=1
     )
-    _contract.check_window(OP, x, expand_weight, stride, padding)
-    _contract.check_act(OP, act)
+    _contract.check_window(NAME, x, expand_weight, stride, padding)
+    _contract.check_act(NAME, act)
     if residual:
         size = _contract.out_size(x, expand_weight, stride, padding)
-        _contract.check_residual(OP, x, (x.shape[0], project_weight.shape[0], *size), x)
+        _contract.check_residual(NAME, x, (x.shape[0], project_weight.shape[0], *size), x)
 
 
 def fake(
@@ -165,7 +165,7 @@ def cpu(
 
 
 OP = Op(
-    "fused_mbconv",
+    NAME,
     SCHEMA,
     check,
     fake,

@@ -15,7 +15,7 @@ SCHEMA = (
     "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "Tensor? residual, str act) -> Tensor"
 )
-OP = "gated_project"
+NAME = "gated_project"
 
 
 def check(
@@ -28,16 +28,16 @@ def check(
     residual: Tensor | None,
     act: str,
 ) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], kernel=1)
     if tuple(gate.shape) != (x.shape[0], x.shape[1]):
         expected = (x.shape[0], x.shape[1])
-        _contract.fail(OP, f"gate must be {expected}, got {tuple(gate.shape)}")
-    _contract.check_dtype(OP, "gate", gate, x.dtype)
-    _contract.check_device(OP, x, gate=gate)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"gate must be {expected}, got {tuple(gate.shape)}")
+    _contract.check_dtype(NAME, "gate", gate, x.dtype)
+    _contract.check_device(NAME, x, gate=gate)
+    _contract.check_act(NAME, act)
     shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    _contract.check_residual(OP, residual, shape, x)
+    _contract.check_residual(NAME, residual, shape, x)
 
 
 def fake(
@@ -87,7 +87,7 @@ def cpu(
 
 
 OP = Op(
-    "gated_project",
+    NAME,
     SCHEMA,
     check,
     fake,

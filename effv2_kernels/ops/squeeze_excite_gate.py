@@ -15,7 +15,7 @@ SCHEMA = (
     "squeeze_excite_gate(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, "
     'Tensor expand_weight, Tensor expand_bias, str act="silu", str gate="sigmoid") -> Tensor'
 )
-OP = "squeeze_excite_gate"
+NAME = "squeeze_excite_gate"
 
 
 def check(
@@ -28,10 +28,10 @@ def check(
     gate: str = "sigmoid",
 ) -> None:
     if pooled.dim() != 2:
-        _contract.fail(OP, f"pooled must be (N, M), got {pooled.dim()} dimensions")
-    _contract.check_floating(OP, "pooled", pooled)
+        _contract.fail(NAME, f"pooled must be (N, M), got {pooled.dim()} dimensions")
+    _contract.check_floating(NAME, "pooled", pooled)
     if reduce_weight.dim() != 2:
-        _contract.fail(OP, f"reduce_weight must be (R, M), got {reduce_weight.dim()} dimensions")
+        _contract.fail(NAME, f"reduce_weight must be (R, M), got {reduce_weight.dim()} dimensions")
     hidden, channels = reduce_weight.shape[0], pooled.shape[1]
     named = {
         "reduce_weight": (reduce_weight, (hidden, channels)),
@@ -41,12 +41,12 @@ def check(
     }
     for name, (tensor, shape) in named.items():
         if tuple(tensor.shape) != shape:
-            _contract.fail(OP, f"{name} must be {shape}, got {tuple(tensor.shape)}")
+            _contract.fail(NAME, f"{name} must be {shape}, got {tuple(tensor.shape)}")
         if tensor.dtype != pooled.dtype:
-            _contract.fail(OP, f"{name} is {tensor.dtype}, pooled is {pooled.dtype}")
-        _contract.check_device(OP, pooled, **{name: tensor})
-    _contract.check_act(OP, act)
-    _contract.check_act(OP, gate, GATES, "gate")
+            _contract.fail(NAME, f"{name} is {tensor.dtype}, pooled is {pooled.dtype}")
+        _contract.check_device(NAME, pooled, **{name: tensor})
+    _contract.check_act(NAME, act)
+    _contract.check_act(NAME, gate, GATES, "gate")
 
 
 def fake(
@@ -77,7 +77,7 @@ def aten(
 
 
 OP = Op(
-    "squeeze_excite_gate",
+    NAME,
     SCHEMA,
     check,
     fake,

@@ -18,6 +18,7 @@ SCHEMA = (
     "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
     "int[] padding, str act) -> Tensor"
 )
+NAME = "stem"
 
 
 def check(
@@ -30,10 +31,10 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map("stem", "x", x)
-    _contract.check_conv("stem", x, weight, bias, norm, eps, x.shape[1], cast=True)
-    _contract.check_window("stem", x, weight, stride, padding)
-    _contract.check_act("stem", act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], cast=True)
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
 def fake(
@@ -79,7 +80,7 @@ def cpu(
 
 
 OP = Op(
-    "stem",
+    NAME,
     SCHEMA,
     check,
     fake,

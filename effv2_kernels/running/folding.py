@@ -68,6 +68,7 @@ def _fold_dtype(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def _se_weights(se: SqueezeExcite, dtype: torch.dtype) -> Gate:
     """Views of the live weights where the dtype allows it."""
+    assert se.reduce.bias is not None and se.expand.bias is not None
     return (
         se.reduce.weight.detach().flatten(1).to(dtype),
         se.reduce.bias.detach().to(dtype),
@@ -78,7 +79,8 @@ def _se_weights(se: SqueezeExcite, dtype: torch.dtype) -> Gate:
 
 def pack_for_onednn(block: Block, weights: Weights, x: Tensor) -> Weights:
     """The same weights in the layouts that oneDNN prefers for inputs shaped like x."""
-    shape, packed = tuple(x.shape), {"se": weights.se, "packed": True}
+    shape = tuple(x.shape)
+    packed: dict[str, Any] = {"se": weights.se, "packed": True}
     if isinstance(block, FusedMBConv) and block.se is None:
         expand = block.expand
         assert weights.expand is not None

@@ -31,9 +31,9 @@ TRITON = torch.ops.effv2_triton
 
 def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
     """``gated_project`` on a CPU for a map that nobody else holds: saves the gated copy."""
-    *conv, residual, act = rest
+    weight, bias, norm, eps, residual, act = rest
     x.mul_(gate[:, :, None, None])
-    return cpu.conv(x, *conv, act=act, residual=residual)
+    return cpu.conv(x, weight, bias, norm, eps, act=act, residual=residual)
 
 
 # The CPU implementations themselves, for calls that nobody watches and that were checked before.

@@ -8,6 +8,7 @@ channels_last) it is converted, every time: all those of a model in one launch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,19 +53,21 @@ def _read(part: ConvNorm) -> Conv:
     if gamma is not None or beta is not None:
         gamma = torch.ones_like(mean) if gamma is None else gamma
         found = (mean, variance, gamma, torch.zeros_like(mean) if beta is None else beta)
-    return _bare(conv.weight), _bare(conv.bias), tuple(map(_bare, found)), norm.eps
+    bias = None if conv.bias is None else _bare(conv.bias)
+    return _bare(conv.weight), bias, tuple(map(_bare, found)), norm.eps
 
 
 def _gate(se: SqueezeExcite | None) -> tuple[Tensor, ...]:
     if se is None:
         return ()
-    both = se.reduce, se.expand
-    return tuple(_bare(t) for conv in both for t in (conv.weight, conv.bias))
+    assert se.reduce.bias is not None and se.expand.bias is not None
+    found = se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias
+    return tuple(map(_bare, found))
 
 
-def _bare(tensor: Tensor | None) -> Tensor | None:
+def _bare(tensor: Tensor) -> Tensor:
     """Without the parameter around it, where a graph would take it for one to be trained."""
-    return tensor.detach() if tensor is not None and torch.compiler.is_compiling() else tensor
+    return tensor.detach() if torch.compiler.is_compiling() else tensor
 
 
 def _in_kernels_form(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -98,7 +101,9 @@ def _put_together(
     convs: Convs, gate: tuple[Tensor, ...], ready: Iterator[Tensor], dtype: torch.dtype
 ) -> Weights:
     """``ready``: what became of ``_weights_of`` them."""
-    typed = {name: _typed(next(ready), *rest, dtype) for name, (_, *rest) in convs}
+    typed: dict[str, Any] = {
+        name: _typed(next(ready), bias, norm, eps, dtype) for name, (_, bias, norm, eps) in convs
+    }
     if not gate:
         return Weights(**typed)
     first, first_bias, second, second_bias = (next(ready) for _ in gate)

@@ -35,11 +35,10 @@ class Watch:
     """
 
     def __init__(self, links: Iterable[tuple[nn.Module, str]]):
-        links = tuple(links)
-        self._links = tuple((parent, name, parent._modules[name]) for parent, name in links)
-        self._parents = tuple(parent._modules for parent, _ in links)
-        self._names = tuple(name for _, name in links)
-        self._children = tuple(parent._modules[name] for parent, name in links)
+        self._links = tuple((parent, name, _child(parent, name)) for parent, name in links)
+        self._parents = tuple(parent._modules for parent, _, _ in self._links)
+        self._names = tuple(name for _, name, _ in self._links)
+        self._children = tuple(child for _, _, child in self._links)
         self._kinds = list(map(type, self._children))
         self._containers = tuple({id(parent): parent for parent in self._parents}.values())
         self._sizes = list(map(len, self._containers))
@@ -92,7 +91,8 @@ class Tensors:
     whatever is written there. The eps of norms, which it does not read again, are here too."""
 
     def __init__(self, model: nn.Module):
-        self._dictionaries = [d for m in model.modules() for d in (m._parameters, m._buffers) if d]
+        every = (d for m in model.modules() for d in (m._parameters, m._buffers))
+        self._dictionaries: list[dict[str, Any]] = [d for d in every if d]
         self._tensors = self._found()
         self._there = [t for t in self._tensors if t is not None]
         self._addresses = list(map(_ADDRESS, self._there))
@@ -122,6 +122,12 @@ class Tensors:
 
 def _are_there(values: Iterable[Any]) -> bool:
     return all(map(is_not, values, _NOTHING))
+
+
+def _child(parent: nn.Module, name: str) -> nn.Module:
+    child = parent._modules[name]
+    assert child is not None
+    return child
 
 
 def links_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -133,7 +133,7 @@ def part(text: str, batch: int) -> str:
 
 
 def inputs_of(model: nn.Module, size: int) -> list[tuple[Block, torch.Size, bool]]:
-    """Each block of the patched model with the shape of its input, and whether its mean is fused."""
+    """Each block of the model with the shape of its input, and whether its mean is fused."""
     found: list[tuple[Block, torch.Size, bool]] = []
     honest = BlockRunner.run
 
