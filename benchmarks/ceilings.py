@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from effv2_kernels.cli.timing import quantiles, synchronize, timed
+from effv2_kernels.measuring.timing import quantiles, synchronize, timed
 
 from .results import Row, environment, maker
 from .roofline.floors import Ceilings

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from effv2_kernels.cli.networks import NetworkError
-from effv2_kernels.cli.timing import (
+from effv2_kernels.measuring.networks import NetworkError
+from effv2_kernels.measuring.timing import (
     Quantiles,
     interleaved,
     paired_ratio,

@@ -8,8 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from effv2_kernels.cli.agreement import acceptable, relative_error
-from effv2_kernels.cli.timing import interleaved, warm_up
+from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.measuring.timing import interleaved, warm_up
 
 from .quiet import Monitor
 

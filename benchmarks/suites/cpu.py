@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels.cli.timing import paired_ratio, quantiles
+from effv2_kernels.measuring.timing import paired_ratio, quantiles
 
 from .. import implementations, measure, results, timing
 from ..catalogue import Entry, find

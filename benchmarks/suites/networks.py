@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels.cli import networks
-from effv2_kernels.cli.agreement import acceptable, relative_error
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring import networks
+from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.measuring.timing import quantiles
 
 from .. import implementations, measure, results
 from ..catalogue import OURS, PEERS, Entry, find

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import python_ref
 from effv2_kernels import triton_ops
-from effv2_kernels.cli.agreement import acceptable, relative_error
 from effv2_kernels.launch import targets
 from effv2_kernels.launch.targets import Target
+from effv2_kernels.measuring.agreement import acceptable, relative_error
 from effv2_kernels.running.inference import DISPATCHED
 from effv2_kernels.warmup import recorded
 

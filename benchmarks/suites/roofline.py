@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from effv2_kernels.cli import networks as built
-from effv2_kernels.cli.agreement import relative_error
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring import networks as built
+from effv2_kernels.measuring.agreement import relative_error
+from effv2_kernels.measuring.timing import quantiles
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find

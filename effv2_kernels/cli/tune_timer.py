@@ -14,7 +14,7 @@ from ..launch.families import FAMILIES
 from ..launch.search import Rejected
 from ..launch.selection import Task, forced
 from ..launch.targets import Target
-from .agreement import relative_error
+from ..measuring.agreement import relative_error
 
 _CALLS = 16  # in one graph
 _ROUNDS = 7

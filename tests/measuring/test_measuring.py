@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from effv2_kernels.cli import agreement, load, timing
+from effv2_kernels.measuring import agreement, load, timing
 
 CPU = torch.device("cpu")
 
