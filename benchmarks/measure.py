@@ -23,11 +23,10 @@ from effv2_kernels.measuring.timing import (
     timed,
 )
 
-from .implementations import NotAvailable
+from .implementations import NotAvailable, WrongOutput
 from .options import Options
 from .quiet import MachineBusy
 from .results import Row
-from .timing import WrongOutput
 
 Call = Callable[[], object]
 C = TypeVar("C", bound=Call)

@@ -16,11 +16,10 @@ from effv2_kernels.measuring.timing import quantiles
 
 from .. import implementations, measure, results
 from ..catalogue import OURS, PEERS, Entry, find
-from ..implementations import EAGER, INFERENCE
+from ..implementations import EAGER, INFERENCE, WrongOutput
 from ..ops.cases import first_and_last
 from ..options import Options
 from ..results import Row
-from ..timing import WrongOutput
 
 BASELINES = (
     *("eager_nchw", "eager_nhwc"),

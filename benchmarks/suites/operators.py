@@ -19,6 +19,7 @@ from effv2_kernels.warmup import recorded
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
+from ..implementations import WrongOutput
 from ..measure import Timed
 from ..ops import plain
 from ..ops.cases import Case, first_and_last, of_blocks, of_text
@@ -27,7 +28,6 @@ from ..options import Options
 from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import seconds
-from ..timing import WrongOutput
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
 #: Cases that are compiled together, in parallel processes, before the first of them is timed.

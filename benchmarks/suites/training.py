@@ -17,10 +17,9 @@ from effv2_kernels.measuring.timing import Quantiles, paired_ratio, quantiles, s
 
 from .. import implementations, measure, results
 from ..catalogue import Entry, find
-from ..implementations import EAGER, TRAINING
+from ..implementations import EAGER, TRAINING, WrongOutput
 from ..options import Options
 from ..results import Row
-from ..timing import WrongOutput
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l", "efficientnet_b7")
 PARTS = ("forward", "backward", "optimizer")
