@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import python_ref
-from benchmarks.placed import blocks_of
 from benchmarks.roofline.floors import H200, Ceilings, seconds, shares, total
 from benchmarks.roofline.kernels import LEVELS, Kernel, Level
 from benchmarks.roofline.training import TRAINING
+from benchmarks.sized_blocks import blocks_of
 
 from .conftest import Run, keys
 
