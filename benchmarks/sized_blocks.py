@@ -6,6 +6,7 @@ One forward of a hollow copy on the meta device, so any network of timm, torchvi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,10 +67,7 @@ class SizedBlock:
 
 
 def elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return math.prod(shape)
 
 
 def blocks_of(model: nn.Module, resolution: int) -> list[SizedBlock]:
