@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from effv2_kernels import triton_ops
-from effv2_kernels.cli.timing import quantiles
 from effv2_kernels.launch import selection, targets
 from effv2_kernels.launch.selection import Task
+from effv2_kernels.measuring.timing import quantiles
 from effv2_kernels.triton_ops._launch import recording
 
 from . import results

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..placed import Conv, Placed, elements
 from ..roofline.kernels import SFU_PER_ACTIVATION, Kernel
+from ..sized_blocks import Conv, SizedBlock, elements
 
 #: A tensor argument to be drawn: its shape after the batch, and what it is.
 Drawn = tuple[str, tuple[int, ...]]
@@ -116,7 +116,7 @@ def _format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
 
 
-def of_blocks(suite: str, blocks: Iterable[Placed]) -> list[Case]:
+def of_blocks(suite: str, blocks: Iterable[SizedBlock]) -> list[Case]:
     """The distinct cases of a suite in these blocks, in order of appearance."""
     found: dict[str, Case] = {}
     for block in blocks:
@@ -142,21 +142,21 @@ def of_text(suite: str, text: str) -> Case:
     here = (c, h, w)
     skip = s == 1 and o == c
     if suite == "stem":
-        block = Placed(text, "ConvBNAct", "stem", (_conv(here, o, k, s, "silu"),), 0, False)
+        block = SizedBlock(text, "ConvBNAct", "stem", (_conv(here, o, k, s, "silu"),), 0, False)
     elif suite == "conv":
-        block = Placed(text, "ConvBNAct", "block", (_conv(here, o, k, s, "silu"),), 0, skip)
+        block = SizedBlock(text, "ConvBNAct", "block", (_conv(here, o, k, s, "silu"),), 0, skip)
     elif suite == "head":
-        block = Placed(text, "ConvBNAct", "head", (_conv(here, o, 1, 1, "silu"),), 0, False)
+        block = SizedBlock(text, "ConvBNAct", "head", (_conv(here, o, 1, 1, "silu"),), 0, False)
     elif suite == "fused_mbconv":
         expand = _conv(here, e, k, s, "silu")
         convs = expand, _conv(expand.outputs, o, 1, 1, "none")
-        block = Placed(text, "FusedMBConv", "block", convs, 0, skip)
+        block = SizedBlock(text, "FusedMBConv", "block", convs, 0, skip)
     else:
         c, e = (n.get("c", 64), e) if suite == "expand_depthwise" else (c, c)
         first = _conv((c, h, w), e, 1, 1, "silu")
         middle = _conv(first.outputs, e, k, s, "silu", depthwise=True)
         convs = first, middle, _conv(middle.outputs, o, 1, 1, "none")
-        block = Placed(text, "MBConv", "block", convs, hidden, suite == "project" and "o" in n)
+        block = SizedBlock(text, "MBConv", "block", convs, hidden, suite == "project" and "o" in n)
     case = SUITES[suite](block)
     if case is None:
         raise ValueError(f"--shape {text!r} makes no case of {suite}")
@@ -200,14 +200,16 @@ def _moved(*shapes: tuple[int, ...]) -> float:
     return float(sum(map(elements, shapes)))
 
 
-def _dense(op: str, block: Placed, conv: Conv, residual: Any, tail: tuple, moved: float) -> Case:
+def _dense(
+    op: str, block: SizedBlock, conv: Conv, residual: Any, tail: tuple, moved: float
+) -> Case:
     name = _text(conv) + (" + residual" if residual is not None else "")
     arguments = (("map", conv.inputs), *_weight_and_norm(conv), *tail)
     work = Kernel(op, moved, tensor=2.0 * conv.macs, sfu=_sfu(conv))
     return Case(op, name, arguments, work)
 
 
-def _stem(block: Placed) -> Case | None:
+def _stem(block: SizedBlock) -> Case | None:
     if block.role != "stem":
         return None
     conv = block.convs[0]
@@ -215,7 +217,7 @@ def _stem(block: Placed) -> Case | None:
     return _dense("stem", block, conv, None, tail, _moved(conv.inputs, conv.outputs))
 
 
-def _convolution(block: Placed) -> Case | None:
+def _convolution(block: SizedBlock) -> Case | None:
     """The Fused-MBConv of expansion 1, and the expanding half of the others."""
     if block.role != "block" or block.convs[0].depthwise or block.kind == "MBConv":
         return None
@@ -227,7 +229,7 @@ def _convolution(block: Placed) -> Case | None:
     return _dense("conv_bias_act", block, conv, residual, tail, moved)
 
 
-def _head(block: Placed) -> Case | None:
+def _head(block: SizedBlock) -> Case | None:
     if block.role != "head":
         return None
     conv = block.convs[0]
@@ -235,7 +237,7 @@ def _head(block: Placed) -> Case | None:
     return _dense("conv_act_pool", block, conv, None, (conv.act,), moved)
 
 
-def _fused_mbconv(block: Placed) -> Case | None:
+def _fused_mbconv(block: SizedBlock) -> Case | None:
     if block.kind != "FusedMBConv" or block.se_hidden:
         return None
     expand, project = block.convs
@@ -254,7 +256,7 @@ def _fused_mbconv(block: Placed) -> Case | None:
     return Case("fused_mbconv", name, arguments, work)
 
 
-def _depthwise(block: Placed) -> Case | None:
+def _depthwise(block: SizedBlock) -> Case | None:
     conv = next((c for c in block.convs if c.depthwise), None)
     if conv is None:
         return None
@@ -265,7 +267,7 @@ def _depthwise(block: Placed) -> Case | None:
     return Case("depthwise_bias_act", _text(conv), arguments, work)
 
 
-def _expand_depthwise(block: Placed) -> Case | None:
+def _expand_depthwise(block: SizedBlock) -> Case | None:
     if len(block.convs) != 3 or not block.convs[1].depthwise:
         return None
     expand, conv, _ = block.convs
@@ -288,7 +290,7 @@ def _expand_depthwise(block: Placed) -> Case | None:
     return Case("expand_depthwise", name, arguments, work)
 
 
-def _gate(block: Placed) -> Case | None:
+def _gate(block: SizedBlock) -> Case | None:
     if not block.se_hidden:
         return None
     m, r = block.convs[-1].inputs[0], block.se_hidden
@@ -305,7 +307,7 @@ def _gate(block: Placed) -> Case | None:
     return Case("squeeze_excite_gate", f"{m} to {r}", arguments, work)
 
 
-def _project(block: Placed) -> Case | None:
+def _project(block: SizedBlock) -> Case | None:
     if not block.se_hidden:
         return None
     conv = block.convs[-1]
@@ -324,7 +326,7 @@ def _project(block: Placed) -> Case | None:
     return Case("gated_project", name, arguments, work)
 
 
-SUITES: dict[str, Callable[[Placed], Case | None]] = {
+SUITES: dict[str, Callable[[SizedBlock], Case | None]] = {
     "depthwise": _depthwise,
     "expand_depthwise": _expand_depthwise,
     "stem": _stem,

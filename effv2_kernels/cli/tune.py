@@ -143,7 +143,7 @@ def line(progress: Progress) -> str:
     filled = _BAR * progress.done // progress.total
     bar = "#" * filled + "." * (_BAR - filled)
     shape = " ".join(str(int(value)) for value in astuple(progress.task.shape))
-    gain = progress.closed_form / progress.best
+    gain = progress.before / progress.best
     text = (
         f"[{bar}] {progress.done}/{progress.total} {progress.task.kernel} {shape}: "
         f"{progress.best:.1f} us, {gain:.2f} x, of {len(progress.times)} tried"

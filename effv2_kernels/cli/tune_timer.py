@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..launch.families import FAMILIES
 from ..launch.search import Rejected
 from ..launch.selection import Task, forced
 from ..launch.targets import Target
-from .agreement import relative_error
+from ..measuring.agreement import relative_error
 
 _CALLS = 16  # in one graph
 _ROUNDS = 7
@@ -146,7 +147,7 @@ def _median_of(graph: torch.cuda.CUDAGraph) -> float:
         end.record()
         end.synchronize()
         times.append(1000 * start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+    return median(times)
 
 
 def _tuple(found: Any) -> tuple[Tensor, ...]:

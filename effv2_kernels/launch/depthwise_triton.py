@@ -83,7 +83,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
             yield choice
 
 
-def closed_form(shape: Shape, kind: str, target: Target) -> Choice:
+def modelled(shape: Shape, kind: str, target: Target) -> Choice:
     """The candidate that the model likes best; of equals, the widest and then the smallest."""
     return min(
         candidates(shape, kind, target),

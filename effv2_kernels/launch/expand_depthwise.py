@@ -182,7 +182,7 @@ def _clocks(problem: Problem, layout: ExpandDepthwiseLaunch, target: Target) -> 
     rate = rates.of(target)
 
     matrix = padded * layout.chunk * problem.depth / rate.mma
-    expand_issue = pixels * layout.chunk * EPILOGUE / 128
+    expand_issue = pixels * layout.chunk * EPILOGUE / rates.ISSUE
     width_of_thread = channels_of_a_thread(layout.chunk, problem.kernel, problem.dtype)
     columns = columns_of_a_strip(problem.kernel, width_of_thread)
     strips = -(-width // columns) * -(-height // layout.rows)

@@ -1,6 +1,6 @@
 """The Triton kernels that have a launch to choose, by name. Each module has ``Shape`` and
 ``Choice`` (frozen dataclasses), ``candidates``, ``fits``, ``cost``, ``shared_bytes`` and
-``closed_form``."""
+``modelled``."""
 
 from __future__ import annotations
 

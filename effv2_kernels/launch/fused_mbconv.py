@@ -120,7 +120,7 @@ def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
                 yield choice
 
 
-def closed_form(shape: Shape, kind: str, target: Target) -> Choice | None:
+def modelled(shape: Shape, kind: str, target: Target) -> Choice | None:
     """The candidate that the model likes best; None if there is none."""
     return min(
         candidates(shape, kind, target),

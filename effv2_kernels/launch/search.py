@@ -41,15 +41,15 @@ class Timer(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """After a task. best and closed_form: microseconds; times: of each candidate that ran;
-    rejected: why the others did not."""
+    """After a task. best and before: microseconds, of the choice and of the launch that it had
+    until now; times: of each candidate that ran; rejected: why the others did not."""
 
     done: int
     total: int
     task: Task
     choice: Any
     best: float
-    closed_form: float
+    before: float
     times: Mapping[Any, float]
     rejected: tuple[str, ...]
 

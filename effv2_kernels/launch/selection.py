@@ -1,4 +1,4 @@
-"""Which launch a kernel gets: what was tuned for this GPU, else what the closed form says."""
+"""Which launch a kernel gets: what was tuned for this GPU, else what the model likes best."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def known(kernel: str, shape: Any, kind: str, target: Target) -> Any:
     tuned = tables.nearest(target.name, kernel, shape, kind)
     if tuned is not None and FAMILIES[kernel].fits(shape, tuned, kind, target):
         return tuned
-    return FAMILIES[kernel].closed_form(shape, kind, target)
+    return FAMILIES[kernel].modelled(shape, kind, target)
 
 
 @contextmanager

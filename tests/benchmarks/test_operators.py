@@ -8,7 +8,7 @@ import torch
 import python_ref
 from benchmarks.ops import plain
 from benchmarks.ops.cases import SUITES, Case, of_blocks, of_text
-from benchmarks.placed import blocks_of
+from benchmarks.sized_blocks import blocks_of
 from benchmarks.suites import operators
 from effv2_kernels import ops, triton_ops
 from effv2_kernels.launch.targets import KNOWN

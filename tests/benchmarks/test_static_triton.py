@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import results
 from effv2_kernels import triton_ops
-from effv2_kernels.cli.info import version_of
 from effv2_kernels.launch.targets import KNOWN
+from effv2_kernels.measuring.machine import version_of
 
 if triton_ops.missing() or triton_ops.interpreted():
     pytest.skip("Triton compiles nothing here", allow_module_level=True)

@@ -81,11 +81,11 @@ def test_the_fastest_is_found_written_and_used(path: Path) -> None:
         assert entries[task.kernel, task.shape].microseconds == pytest.approx(
             best.stages * 100.0 + 1000.0 / best.block_m
         )
-        moved.append(best != FAMILIES[task.kernel].closed_form(task.shape, task.kind, TARGET))
+        moved.append(best != FAMILIES[task.kernel].modelled(task.shape, task.kind, TARGET))
         assert selection.choose(task.kernel, task.shape, task.kind, TARGET) == best
     # Of the stand-in's favourites one may be what the model chooses, too.
     assert any(moved), "what is measured may differ from what the model chooses"
-    assert [p.done for p in seen] == [1, 2, 3] and all(p.best <= p.closed_form for p in seen)
+    assert [p.done for p in seen] == [1, 2, 3] and all(p.best <= p.before for p in seen)
     assert "3/3" in tune.line(seen[-1]) and "######" in tune.line(seen[-1])
 
 

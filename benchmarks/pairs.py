@@ -1,4 +1,4 @@
-"""Check, then time: no implementation is timed whose output is wrong."""
+"""Check, then time two at a time: for CPUs, where one implementation disturbs the next."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from effv2_kernels.cli.agreement import acceptable, relative_error
-from effv2_kernels.cli.timing import interleaved, warm_up
+from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.measuring.timing import interleaved, warm_up
 
+from .implementations import WrongOutput
 from .quiet import Monitor
 
 Implementations = Mapping[str, Callable[[], Tensor]]
-
-
-class WrongOutput(Exception):
-    """An implementation that must not be timed."""
 
 
 def check(implementations: Implementations, reference: Tensor, eager: str) -> dict[str, float]:
@@ -34,7 +31,7 @@ def check(implementations: Implementations, reference: Tensor, eager: str) -> di
     return errors
 
 
-def measure_pairs(
+def measure(
     implementations: Implementations,
     reference: Tensor,
     eager: str,

@@ -1,4 +1,4 @@
-"""Where the blocks of a model stand: what each one is, and the shapes of what goes in and out.
+"""The blocks of a model with their sizes: what each one is, and the shapes that go in and out.
 
 One forward of a hollow copy on the meta device, so any network of timm, torchvision or
 ``python_ref`` at any size costs nothing.
@@ -6,6 +6,7 @@ One forward of a hollow copy on the meta device, so any network of timm, torchvi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Placed:
+class SizedBlock:
     """One block of a model. ``role`` is "stem", "block" or "head"; ``convs`` in order of execution;
     ``se_hidden``: channels between the two layers of the squeeze-excite, 0 without one."""
 
@@ -66,13 +67,10 @@ class Placed:
 
 
 def elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return math.prod(shape)
 
 
-def blocks_of(model: nn.Module, resolution: int) -> list[Placed]:
+def blocks_of(model: nn.Module, resolution: int) -> list[SizedBlock]:
     """Every block of the model that an adapter knows, stem and head included, in order of
     execution, for one square image of ``resolution`` pixels."""
     hollow = hollow_copy(model).eval()
@@ -87,7 +85,7 @@ def blocks_of(model: nn.Module, resolution: int) -> list[Placed]:
         hollow(
             torch.empty(1, first.in_channels, resolution, resolution, device="meta", dtype=dtype)
         )
-    return [_placed(name, *known[name], shape) for name, shape in seen]
+    return [_sized(name, *known[name], shape) for name, shape in seen]
 
 
 def _note(name: str, seen: list):
@@ -117,13 +115,13 @@ def _ends(prefix: str, ends: Ends) -> Iterator[tuple[str, tuple[Block, str]]]:
             yield prefix + name, (block, role)
 
 
-def _placed(name: str, block: Block, role: str, shape: tuple[int, ...]) -> Placed:
+def _sized(name: str, block: Block, role: str, shape: tuple[int, ...]) -> SizedBlock:
     se = getattr(block, "se", None)
     convs = []
     for part in _parts(block):
         convs.append(_conv(part, shape))
         shape = convs[-1].outputs
-    return Placed(
+    return SizedBlock(
         name,
         type(block).__name__,
         role,

@@ -7,6 +7,7 @@ order that rotates, and two callables are compared by the ratio of their times i
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,18 +28,20 @@ class Quantiles:
 
 
 def quantiles(values: Iterable[float]) -> Quantiles:
-    """Median, 20th and 80th percentile, interpolated linearly; raises ValueError for no values."""
-    ordered = sorted(values)
-    if not ordered:
+    """Median, 20th and 80th percentile; raises ValueError for no values.
+
+    Of the samples themselves ("inclusive": interpolated between the least, at 0, and the largest,
+    at 100), not of a population beyond them, so that no percentile is outside of what was measured
+    as soon as there are two.
+    """
+    samples = list(values)
+    if not samples:
         raise ValueError("no samples")
-
-    def at(fraction: float) -> float:
-        position = fraction * (len(ordered) - 1)
-        below = int(position)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (position - below) * (ordered[above] - ordered[below])
-
-    return Quantiles(at(0.5), at(0.2), at(0.8), len(ordered))
+    middle = statistics.median(samples)
+    if len(samples) == 1:  # of which the standard library gives none before Python 3.13
+        return Quantiles(middle, middle, middle, 1)
+    p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+    return Quantiles(middle, p20, p80, len(samples))
 
 
 def paired_ratio(slower: Sequence[float], faster: Sequence[float]) -> Quantiles:

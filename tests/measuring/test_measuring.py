@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from effv2_kernels.cli import agreement, load, timing
+from effv2_kernels.measuring import agreement, load, timing
 
 CPU = torch.device("cpu")
 
@@ -13,6 +13,7 @@ CPU = torch.device("cpu")
 def test_quantiles_interpolate() -> None:
     q = timing.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
     assert (q.median, q.p20, q.p80, q.samples) == (3.5, 2.0, 5.0, 6)
+    assert timing.quantiles([0.1]) == timing.Quantiles(0.1, 0.1, 0.1, 1)
     with pytest.raises(ValueError, match="no samples"):
         timing.quantiles([])
 
