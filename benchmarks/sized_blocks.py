@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from effv2_kernels import adapters
 from effv2_kernels.adapters.ends import Ends
-from effv2_kernels.aten import four_sides
 from effv2_kernels.blocks import Block, ConvBNAct, ConvNorm, FusedMBConv, Refusal
-from effv2_kernels.macs import hollow_copy
+from effv2_kernels.engines.aten import four_sides
+from effv2_kernels.patching.macs import hollow_copy
 
 
 @dataclass(frozen=True)

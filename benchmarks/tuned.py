@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from effv2_kernels import triton_ops
-from effv2_kernels.launch import selection, targets
-from effv2_kernels.launch.selection import Task
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton._launch import recording
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.triton import selection
+from effv2_kernels.launch.triton.selection import Task
 from effv2_kernels.measuring.timing import quantiles
-from effv2_kernels.triton_ops._launch import recording
 
 from . import results
 from .ops.cases import Case

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import python_ref
-from effv2_kernels import triton_ops
+from effv2_kernels.engines import triton as triton_ops
 from effv2_kernels.launch import targets
 from effv2_kernels.launch.targets import Target
 from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.patching.warmup import recorded
 from effv2_kernels.running.inference import DISPATCHED
-from effv2_kernels.warmup import recorded
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
@@ -93,7 +93,7 @@ def compile_ahead(
     in the middle of its measurement. What does not compile is left for its case to tell."""
     if triton_ops.missing():
         return
-    from effv2_kernels.triton_ops._compile import compile_all
+    from effv2_kernels.engines.triton._compile import compile_all
 
     kind = getattr(torch, dtype)
 

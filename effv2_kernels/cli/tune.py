@@ -18,11 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import effv2_kernels
 import python_ref
 
-from .. import ops, triton_ops
-from ..launch import selection, tables, targets
-from ..launch.search import Outcome, Progress, search
-from ..launch.selection import Task
+from .. import ops
+from ..engines import triton as triton_ops
+from ..launch import tables, targets
 from ..launch.targets import Target
+from ..launch.triton import selection
+from ..launch.triton.search import Outcome, Progress, search
+from ..launch.triton.selection import Task
 from ..running.inference import DISPATCHED
 from .tune_timer import Estimates, Example, GpuTimer
 
@@ -104,7 +106,7 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        from ..triton_ops._launch import recording
+        from ..engines.triton._launch import recording
 
         name = self._names.get(func)
         for example in _examples(name, args) if name is not None else ():

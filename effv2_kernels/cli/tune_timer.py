@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops, triton_ops
-from ..launch.families import FAMILIES
-from ..launch.search import Rejected
-from ..launch.selection import Task, forced
+from .. import ops
+from ..engines import triton as triton_ops
 from ..launch.targets import Target
+from ..launch.triton.families import FAMILIES
+from ..launch.triton.search import Rejected
+from ..launch.triton.selection import Task, forced
 from ..measuring.agreement import relative_error
 
 _CALLS = 16  # in one graph
@@ -77,8 +78,8 @@ class GpuTimer:
         self._reference: tuple[Tensor, ...] = ()
 
     def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
-        from ..triton_ops._compile import compile_all
-        from ..triton_ops._launch import recording
+        from ..engines.triton._compile import compile_all
+        from ..engines.triton._launch import recording
 
         instances: dict = {}
         for task, choices in plans.items():

@@ -15,7 +15,8 @@ float32 or weight's.
 
 from __future__ import annotations
 
-from .. import cuda, triton_ops
+from ..engines import native
+from ..engines import triton as triton_ops
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -44,7 +45,7 @@ OPS: dict[str, Op] = {
 }
 
 #: The ops that the native library has a kernel for, and that Triton has one for, where they are.
-NATIVE_OPS = frozenset(op.name for op in OPS.values() if op.has("cuda") and cuda.LOADED)
+NATIVE_OPS = frozenset(op.name for op in OPS.values() if op.has("cuda") and native.LOADED)
 TRITON_OPS = frozenset(op.name for op in OPS.values() if op.has("triton"))
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import triton_ops
+from ..engines import triton as triton_ops
 from ._op import Engines, Op, tell
 
 NAMESPACE = "effv2"

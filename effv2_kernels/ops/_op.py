@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import cpu, cuda, triton_ops
+from ..engines import native, onednn
+from ..engines import triton as triton_ops
 from ..launch import switched_off, targets
 from ..launch.targets import Target
 
@@ -41,25 +42,25 @@ class Engine:
     two_ops: Callable[..., Any] | None = None
 
 
-def native(run: Callable[..., Any], why_not: WhyNot) -> Engine:
+def native_kernel(run: Callable[..., Any], why_not: WhyNot) -> Engine:
     """A kernel of the native library."""
     return Engine("cuda", ("cuda",), run, why_not)
 
 
-def triton(name: str) -> Engine:
+def triton_kernel(name: str) -> Engine:
     """A kernel of Triton; the op's own of that name."""
     return Engine("triton", ("cuda",), triton_ops.RUN[name], triton_ops.WHY_NOT[name])
 
 
-def onednn(run: Callable[..., Any]) -> Engine:
-    return Engine("onednn", ("cpu",), run, lambda arguments, target: cpu.why_not(arguments[1]))
+def by_onednn(run: Callable[..., Any]) -> Engine:
+    return Engine("onednn", ("cpu",), run, lambda arguments, target: onednn.why_not(arguments[1]))
 
 
 def two_ops(run: Callable[..., Any], why_not: WhyNot = always) -> Engine:
     return Engine("two ops", ("cuda",), why_not=why_not, two_ops=run)
 
 
-def pytorch(run: Callable[..., Any]) -> Engine:
+def by_aten(run: Callable[..., Any]) -> Engine:
     """PyTorch's own operators, on every device."""
     return Engine("aten", ("cuda", "cpu"), run)
 
@@ -109,13 +110,13 @@ class Op:
         target: Target | None = None,
         *,
         by_name: bool = False,
-        native: bool | None = None,
+        built: bool | None = None,
     ) -> Chosen:
         """The engine for these arguments on a device of that type.
 
         target: the GPU, by default the one that the tensors are on; by_name: Triton was asked for,
         also where something else is expected to be faster, and on a CPU if it interprets there;
-        native: whether the native library is there, if that is not the question.
+        built: whether the native library is there, if that is not the question.
         """
         reasons: list[tuple[str, str]] = []
         if target is None and device == "cuda":
@@ -124,7 +125,7 @@ class Op:
             named = by_name and engine.name in ("triton", "two ops")
             if device not in engine.devices and not named:
                 continue
-            why = self._why_not(engine, arguments, target, by_name, native)
+            why = self._why_not(engine, arguments, target, by_name, built)
             if not why:
                 return Chosen(engine, tuple(reasons))
             reasons.append((engine.name, why))
@@ -136,12 +137,12 @@ class Op:
         arguments: Arguments,
         target: Target | None,
         by_name: bool,
-        native: bool | None,
+        built: bool | None,
     ) -> str | None:
         if engine.name in ("cuda", "onednn") and by_name:
             return "Triton was asked for by name"
-        if engine.name == "cuda" and not (cuda.LOADED if native is None else native):
-            return cuda.missing() or "the native library is not loaded"
+        if engine.name == "cuda" and not (native.LOADED if built is None else built):
+            return native.missing() or "the native library is not loaded"
         if engine.name == "triton":
             missing = triton_ops.missing()
             if missing or not by_name:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, onednn, pytorch, triton
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "conv_act_pool(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, str act) "
@@ -48,9 +48,9 @@ OP = Op(
     check,
     fake,
     engines=(
-        triton("conv_act_pool"),
-        onednn(cpu),
-        pytorch(aten),
+        triton_kernel("conv_act_pool"),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, onednn, pytorch, triton
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "conv_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -90,9 +90,9 @@ OP = Op(
     check,
     fake,
     engines=(
-        triton("conv_bias_act"),
-        onednn(cpu),
-        pytorch(aten),
+        triton_kernel("conv_bias_act"),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

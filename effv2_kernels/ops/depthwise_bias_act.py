@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
-from .. import cuda
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, native, onednn, pytorch, triton
+from ._op import Op, by_aten, by_onednn, native_kernel, triton_kernel
 
 SCHEMA = (
     "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -96,10 +96,10 @@ OP = Op(
     check,
     fake,
     engines=(
-        native(cuda.depthwise_bias_act, cuda.why_not_depthwise),
-        triton("depthwise_bias_act"),
-        onednn(cpu),
-        pytorch(aten),
+        native_kernel(native.depthwise_bias_act, native.why_not_depthwise),
+        triton_kernel("depthwise_bias_act"),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
-from .. import cuda
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, native, onednn, pytorch, two_ops
+from ._op import Op, by_aten, by_onednn, native_kernel, two_ops
 
 SCHEMA = (
     "expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
@@ -161,10 +161,10 @@ OP = Op(
     check,
     fake,
     engines=(
-        native(cuda.expand_depthwise, cuda.why_not_expand_depthwise),
+        native_kernel(native.expand_depthwise, native.why_not_expand_depthwise),
         two_ops(two),
-        onednn(cpu),
-        pytorch(aten),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
-from .. import triton_ops
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
+from ..engines import triton as triton_ops
 from ..launch.targets import Target
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, onednn, pytorch, triton, two_ops
+from ._op import Op, by_aten, by_onednn, triton_kernel, two_ops
 
 SCHEMA = (
     "fused_mbconv(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
@@ -170,10 +170,10 @@ OP = Op(
     check,
     fake,
     engines=(
-        triton("fused_mbconv"),
+        triton_kernel("fused_mbconv"),
         two_ops(two, why_not_two),
-        onednn(cpu),
-        pytorch(aten),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

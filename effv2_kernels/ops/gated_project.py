@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, onednn, pytorch, triton
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
@@ -92,9 +92,9 @@ OP = Op(
     check,
     fake,
     engines=(
-        triton("gated_project"),
-        onednn(cpu),
-        pytorch(aten),
+        triton_kernel("gated_project"),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

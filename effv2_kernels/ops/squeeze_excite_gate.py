@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import cuda
 from ..activations import FUNCTIONS, GATES
+from ..engines import native
 from . import _contract
 from ._library import register
-from ._op import Op, native, pytorch
+from ._op import Op, by_aten, native_kernel
 
 SCHEMA = (
     "squeeze_excite_gate(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, "
@@ -82,8 +82,8 @@ OP = Op(
     check,
     fake,
     engines=(
-        native(cuda.squeeze_excite_gate, cuda.why_not_gate),
-        pytorch(aten),
+        native_kernel(native.squeeze_excite_gate, native.why_not_gate),
+        by_aten(aten),
     ),
 )
 register(OP)

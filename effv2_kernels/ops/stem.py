@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
-from .. import cuda
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
 from ._library import register
-from ._op import Op, native, onednn, pytorch, triton
+from ._op import Op, by_aten, by_onednn, native_kernel, triton_kernel
 
 SCHEMA = (
     "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
@@ -85,10 +85,10 @@ OP = Op(
     check,
     fake,
     engines=(
-        native(cuda.stem, cuda.why_not_stem),
-        triton("stem"),
-        onednn(cpu),
-        pytorch(aten),
+        native_kernel(native.stem, native.why_not_stem),
+        triton_kernel("stem"),
+        by_onednn(cpu),
+        by_aten(aten),
     ),
 )
 register(OP)

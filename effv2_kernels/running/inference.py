@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from .. import cpu, ops
+from .. import ops
 from ..blocks import Block, leaves_of
+from ..engines import onednn
 from .folding import FoldedWeights, fold
 from .live import live
 from .look import Look, look_for
@@ -33,7 +34,7 @@ def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
     """``gated_project`` on a CPU for a map that nobody else holds: saves the gated copy."""
     weight, bias, norm, eps, residual, act = rest
     x.mul_(gate[:, :, None, None])
-    return cpu.conv(x, weight, bias, norm, eps, act=act, residual=residual)
+    return onednn.conv(x, weight, bias, norm, eps, act=act, residual=residual)
 
 
 # The CPU implementations themselves, for calls that nobody watches and that were checked before.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .. import cuda
 from ..blocks import Block, ConvNorm, SqueezeExcite, convs_of, se_of
+from ..engines import native
 from .sequences import Conv, Weights
 
 
@@ -88,7 +88,7 @@ def _is_laid_out(tensor: Tensor) -> bool:
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     real = not (torch.compiler.is_compiling() or isinstance(tensors[0], FakeTensor))
-    found = cuda.convert(tensors, dtype) if real and tensors[0].is_cuda else NotImplemented
+    found = native.convert(tensors, dtype) if real and tensors[0].is_cuda else NotImplemented
     if found is not NotImplemented:
         return found
     return [

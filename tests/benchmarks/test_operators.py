@@ -10,10 +10,11 @@ from benchmarks.ops import plain
 from benchmarks.ops.cases import SUITES, Case, of_blocks, of_text
 from benchmarks.sized_blocks import blocks_of
 from benchmarks.suites import operators
-from effv2_kernels import ops, triton_ops
+from effv2_kernels import ops
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _compile
 from effv2_kernels.launch.targets import KNOWN
-from effv2_kernels.triton_ops import _compile
-from effv2_kernels.warmup import recorded
+from effv2_kernels.patching.warmup import recorded
 
 from .conftest import Run, keys
 

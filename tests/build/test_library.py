@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import effv2_kernels  # noqa: F401  (defines the schemas and loads the library)
-from effv2_kernels import _native, cuda
+from effv2_kernels import _native
+from effv2_kernels.engines import native as cuda
 
 OPS = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate", "convert")
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

@@ -1,4 +1,4 @@
-"""Runs an op of ``effv2_kernels.cuda`` and checks what comes out by DESIGN section 6."""
+"""Runs an op of ``effv2_kernels.engines.native`` and checks what comes out by DESIGN section 6."""
 
 from __future__ import annotations
 

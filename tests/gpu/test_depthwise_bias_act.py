@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch import depthwise
-from effv2_kernels.launch.depthwise import DepthwiseLaunch
+from effv2_kernels.launch.native import depthwise
+from effv2_kernels.launch.native.depthwise import DepthwiseLaunch
 from tests.gpu import checks
 from tests.ops.cases import ACTS, Geometry
 

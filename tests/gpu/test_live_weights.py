@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import effv2_kernels as ek
 import python_ref
-from effv2_kernels import cuda
+from effv2_kernels.engines import native as cuda
 from tests.support import randomise
 
 pytestmark = [

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels import backends, triton_ops
-from effv2_kernels.triton_ops import _arguments, _launch
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _arguments, _launch
+from effv2_kernels.patching import backends
 from tests.gpu.verdicts import described, judge
 from tests.ops.cases import (
     ACTS,

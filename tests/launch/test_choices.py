@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from effv2_kernels.launch import conv, conv_act_pool, dense, depthwise_triton, fused_mbconv, targets
-from effv2_kernels.launch.families import FAMILIES
-from effv2_kernels.launch.selection import choose
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.triton import conv, conv_act_pool, dense, fused_mbconv
+from effv2_kernels.launch.triton import depthwise as depthwise_triton
+from effv2_kernels.launch.triton.families import FAMILIES
+from effv2_kernels.launch.triton.selection import choose
 
 SMALL_GPU = dataclasses.replace(
     targets.KNOWN["sm_80"],

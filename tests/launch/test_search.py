@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import effv2_kernels as ek
-from effv2_kernels import triton_ops
 from effv2_kernels.cli import main, tune
 from effv2_kernels.cli.tune_timer import GpuTimer
-from effv2_kernels.launch import conv, dense, fused_mbconv, selection, tables, targets
-from effv2_kernels.launch.families import FAMILIES
-from effv2_kernels.launch.search import Outcome, Progress, Rejected, plan, search
-from effv2_kernels.launch.selection import Task
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch import tables, targets
+from effv2_kernels.launch.triton import conv, dense, fused_mbconv, selection
+from effv2_kernels.launch.triton.families import FAMILIES
+from effv2_kernels.launch.triton.search import Outcome, Progress, Rejected, plan, search
+from effv2_kernels.launch.triton.selection import Task
 
 TARGET = dataclasses.replace(targets.KNOWN["sm_90a"], name="NVIDIA Stand-in")
 TASKS = [
@@ -213,8 +214,8 @@ def test_every_launch_of_a_network_is_found() -> None:
     for task, example in found.items():
         assert task.kind in dense.KINDS
         with selection.asked() as again, torch.no_grad():
-            from effv2_kernels import triton_ops
-            from effv2_kernels.triton_ops._launch import recording
+            from effv2_kernels.engines import triton as triton_ops
+            from effv2_kernels.engines.triton._launch import recording
 
             with recording(TARGET):
                 triton_ops.RUN[example.op](*example.args)

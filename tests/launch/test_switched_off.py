@@ -152,7 +152,7 @@ def test_the_next_engine_is_chosen(path: Path) -> None:
         x = torch.empty(32, channels, 5, 4, device="meta", dtype=dtype)
         weight = torch.empty(channels, 1, 3, 3, device="meta", dtype=dtype)
         arguments = x, weight, None, [], 0.0, (1, 1), (1, 1, 1, 1), "silu", True
-        return ops.OPS["depthwise_bias_act"].choose(arguments, "cuda", target, native=True)
+        return ops.OPS["depthwise_bias_act"].choose(arguments, "cuda", target, built=True)
 
     off = chosen(24)
     assert off.engine.name == "aten"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from effv2_kernels.launch import conv, fused_mbconv, off_tables, selection, tables, targets
+from effv2_kernels.launch import off_tables, tables, targets
+from effv2_kernels.launch.triton import conv, fused_mbconv, selection
 
 TARGET = dataclasses.replace(targets.KNOWN["sm_90a"], name="NVIDIA Test GPU (2)")
 SHAPE = conv.Shape(18432, 960, 160, 1, True, 0)

@@ -26,7 +26,7 @@ import torch
 launched = []
 
 import effv2_kernels
-from effv2_kernels import cuda
+from effv2_kernels.engines import native
 from effv2_kernels.launch import targets
 from effv2_kernels.ops import OPS, _op
 from tests.ops.cases import Geometry, arguments, ordered
@@ -37,7 +37,7 @@ def counted(name, engine):
         return OPS[name].aten(*args)
     return run
 
-cuda.LOADED = True
+native.LOADED = True
 target = dataclasses.replace(targets.KNOWN["sm_90a"], name=sys.argv[1])
 _op._target_of = lambda x: target
 for name, op in OPS.items():

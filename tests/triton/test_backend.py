@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import effv2_kernels as ek
 import python_ref
-from effv2_kernels import triton_ops
-from effv2_kernels.launch import expand_depthwise, off_tables, switched_off, targets
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch import off_tables, switched_off, targets
+from effv2_kernels.launch.native import expand_depthwise
 from effv2_kernels.launch.off_tables import Entry
 from python_ref.variants import Stage, Variant
 from tests.ops.cases import OPS, arguments, engine, mapped, ordered, plain
@@ -34,8 +35,8 @@ TINY = Variant(
 )
 TARGET = targets.KNOWN["sm_90a"]
 # The package exports functions of these names.
-backends = importlib.import_module("effv2_kernels.backends")
-warmup_module = importlib.import_module("effv2_kernels.warmup")
+backends = importlib.import_module("effv2_kernels.patching.backends")
+warmup_module = importlib.import_module("effv2_kernels.patching.warmup")
 WITHOUT_A_GPU = pytest.mark.skipif(
     torch.cuda.is_available() or triton_ops.interpreted(), reason="Triton runs here"
 )
@@ -92,7 +93,7 @@ def test_float32_is_left_to_cudnn_unless_asked_for(allowed: bool, monkeypatch) -
     dense, sliding = arguments("fused_mbconv"), arguments("depthwise_bias_act")
     assert engine("fused_mbconv", dense, target=TARGET) == "aten"
     assert engine("fused_mbconv", dense, target=TARGET, by_name=True) == "triton"
-    assert engine("depthwise_bias_act", sliding, target=TARGET, native=False) == "triton"
+    assert engine("depthwise_bias_act", sliding, target=TARGET, built=False) == "triton"
 
 
 @pytest.mark.parametrize("namespace", ["effv2", "effv2_triton"])

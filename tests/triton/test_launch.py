@@ -17,12 +17,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from effv2_kernels import ops, triton_ops
+from effv2_kernels import ops
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _compile, _launch
+from effv2_kernels.engines.triton._compile import compile_all, compile_for
+from effv2_kernels.engines.triton._launch import Instance, launch, recording
 from effv2_kernels.launch import targets
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _compile, _launch
-from effv2_kernels.triton_ops._compile import compile_all, compile_for
-from effv2_kernels.triton_ops._launch import Instance, launch, recording
+from effv2_kernels.launch.triton.conv import Choice
 from tests.ops.cases import Arguments, arguments, mapped, ordered
 
 TARGET = targets.KNOWN["sm_90a"]
@@ -207,7 +208,7 @@ def test_a_thread_computes_the_scales_of_few_columns(
     """Not those of its part of a product, which are 16 and more; a bias alone is only added."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = Choice(block_m=64, block_n=64, block_k=64, split_k=1, warps=4, stages=2)
-    monkeypatch.setattr("effv2_kernels.triton_ops.conv.choose", lambda *args: tile)
+    monkeypatch.setattr("effv2_kernels.engines.triton.conv.choose", lambda *args: tile)
     for norm, roots in (("affine", 1), ("none", 0)):
         args = arguments("conv_bias_act", dtype=torch.bfloat16, channels=(64, 64), norm=norm)
         with recording(TARGET) as found:
@@ -264,9 +265,9 @@ import torch
 from triton.compiler import CompiledKernel
 import effv2_kernels as ek, python_ref
 from effv2_kernels.launch import targets
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _launch
-from effv2_kernels.warmup import _Recorder
+from effv2_kernels.launch.triton.conv import Choice
+from effv2_kernels.engines.triton import _launch
+from effv2_kernels.patching.warmup import _Recorder
 
 # As on a GPU, with real addresses, but that a kernel is neither loaded nor run.
 TARGET = targets.KNOWN["sm_90a"]
@@ -277,7 +278,7 @@ def launch(kernel, grid, arguments, constants, *, warps, stages=1):
     _launch._launch(kernel, grid, arguments, constants, warps, stages, 0)
 
 for name, module in list(sys.modules.items()):
-    if name.startswith("effv2_kernels.triton_ops.") and hasattr(module, "launch"):
+    if name.startswith("effv2_kernels.engines.triton.") and hasattr(module, "launch"):
         module.launch, module.target_of = launch, lambda x: TARGET
 model = python_ref.create("b0", num_classes=10).eval().bfloat16()
 ek.patch(model)

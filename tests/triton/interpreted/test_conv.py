@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _arguments
+from effv2_kernels.engines.triton import _arguments
+from effv2_kernels.launch.triton.conv import Choice
 from tests.ops.cases import (
     ACTS,
     GEOMETRIES,

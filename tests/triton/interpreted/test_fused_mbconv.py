@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch.fused_mbconv import Choice
-from effv2_kernels.triton_ops import _arguments, fused_mbconv
+from effv2_kernels.engines.triton import _arguments, fused_mbconv
+from effv2_kernels.launch.triton.fused_mbconv import Choice
 from tests.ops.cases import (
     ACTS,
     GEOMETRIES,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels import triton_ops
-from effv2_kernels.launch.conv import Choice
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch.triton.conv import Choice
 from tests.ops.cases import SMALL, Arguments, arguments
 from tests.support import relative_error
 from tests.triton.interpreted.check import check, run

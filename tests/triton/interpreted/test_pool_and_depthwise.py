@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch import conv_act_pool, depthwise_triton
-from effv2_kernels.triton_ops import _arguments
+from effv2_kernels.engines.triton import _arguments
+from effv2_kernels.launch.triton import conv_act_pool
+from effv2_kernels.launch.triton import depthwise as depthwise_triton
 from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, Geometry, arguments, engine, plain
 from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
