@@ -24,7 +24,7 @@ LAYERS = (
     ("blocks",),  # which adapters write and runners read, and no operator knows
     ("ops",),
     ("engines",),
-    ("_native", "activations"),
+    ("_native", "_torch", "activations"),
     ("launch",),
     ("triton_kernels",),
     ("version",),

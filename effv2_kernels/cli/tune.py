@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels
 import python_ref
 
 from .. import ops
+from .._torch import TorchDispatchMode
 from ..engines import triton as triton_ops
 from ..launch import tables, targets
 from ..launch.targets import Target

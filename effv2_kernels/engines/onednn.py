@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .. import _torch
+from .._torch import onednn_enabled
 from . import aten
 
 # Above about this size a temporary of a batch costs more in page faults than in arithmetic.
@@ -45,15 +47,8 @@ def onednn_dtypes() -> frozenset[torch.dtype]:
     if not torch.backends.mkldnn.is_available():
         return frozenset()
     found = {torch.float32}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        found.add(torch.bfloat16)
-    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        found.add(torch.float16)
+    found.update(kind for kind in (torch.bfloat16, torch.float16) if _torch.onednn_has(kind))
     return frozenset(found)
-
-
-# Whether torch.backends.mkldnn.enabled is set, which a user may change at any time.
-onednn_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
 
 def runs_onednn(x: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -88,7 +83,7 @@ def prepack(
     if (top, left) != (bottom, right):
         height, width = height + top + bottom, width + left + right
         top = left = 0
-    return torch.ops.mkldnn._reorder_convolution_weight(
+    return _torch.onednn_pack(
         weight, [top, left], list(stride), [1, 1], groups, [n, channels, height, width]
     )
 
@@ -116,7 +111,7 @@ def conv(
     x = x.contiguous(memory_format=torch.channels_last)
     bias = bias if bias is None else bias.contiguous()  # oneDNN's wrapper reads it as if it were
     geometry = list(symmetric), list(stride), [1, 1], groups
-    pointwise = torch.ops.mkldnn._convolution_pointwise
+    pointwise = _torch.onednn_conv()
     # oneDNN's sum fails ("could not create a memory") on strides that it would not have chosen.
     if residual is not None and act == "none" and not aten.ambiguous(x, residual):
         other = residual.contiguous(memory_format=torch.channels_last)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from .._torch import below_autocast, in_forward_mode
 from ..engines import triton as triton_ops
 from ._op import Engines, Op, tell
 
@@ -75,7 +75,7 @@ def _checked(op: Op, implementation: Callable) -> Callable:
     check = op.check
 
     def run(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents without a word
+        if in_forward_mode():  # PyTorch would drop the tangents without a word
             raise RuntimeError(f"effv2::{op.name}: forward-mode differentiation is not supported")
         check(*args)
         return implementation(*args)
@@ -193,12 +193,12 @@ def _no_autocast(device_type: str) -> AbstractContextManager:
 
 def _autocast(qualified: str, device: str) -> Callable:
     """Under autocast an op computes in autocast's dtype, as a convolution does."""
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+    passed_by = below_autocast(device)
     device_type = device.lower()
 
     def run(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with passed_by():
             return _overload(qualified)(*(_cast(a, dtype) for a in args))
 
     return run

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from .._torch import pytree
 from ..running.structure import Tensors, Watch, hooks_of, links_of
 
 _WARM_UPS = 3
@@ -160,7 +160,7 @@ class GraphRunner:
             self._wait()
             graph.input.copy_(x)
             graph.replay()
-            outputs = _pytree.tree_map_only(Tensor, torch.clone, graph.outputs)
+            outputs = pytree.tree_map_only(Tensor, torch.clone, graph.outputs)
             self._done(x)
         return outputs
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
+from .._torch import TorchDispatchMode
 from ..engines import triton as triton_ops
 from ..launch import targets
 from ..launch.targets import Target

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch import is_transformed
 from ..adapters.ends import Ends
 from ..blocks import gates_of
 from ..running.freshness import Stamp
-from ..running.inference import BlockRunner, autocasts, folds, transformed
+from ..running.inference import BlockRunner, autocasts, folds
 from ..running.live import live
 from ..running.look import Look, standing
 from ..running.sequences import pooled_head
@@ -93,7 +94,7 @@ class ModelRunner:
             return False
         if torch.compiler.is_compiling():
             return self._unchanged()
-        return not transformed() and self._as_described()
+        return not is_transformed() and self._as_described()
 
     @torch.compiler.assume_constant_result
     def _unchanged(self) -> bool:

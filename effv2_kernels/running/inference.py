@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
 from .. import ops
+from .._torch import FakeTensor, below_autograd, is_transformed, is_watched
 from ..blocks import Block, leaves_of
 from ..engines import onednn
 from .folding import FoldedWeights, fold
@@ -71,7 +70,7 @@ class BlockRunner:
             return self._unchanged() and self.watch.traced() and self._dtype_agrees(x)
         return (
             type(x) in _PLAIN_TENSORS
-            and not transformed()
+            and not is_transformed()
             and (look_for(self) is not None or self.watch.unchanged())
             and self._dtype_agrees(x)
         )
@@ -105,7 +104,7 @@ class BlockRunner:
         key = _signature(x, weights) if x.is_cuda else ()
         noted: list[ops.Engine] = []
         effv2 = self._ops(weights, key, noted)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             if not autocast:
                 found = self._apply(effv2, sequence, weights, x, dtype)
             else:
@@ -133,9 +132,9 @@ class BlockRunner:
         of a call on a GPU; noted: becomes the engines that are chosen for it."""
         if self.triton:
             return TRITON
-        if weights.packed and not watched():
+        if weights.packed and not is_watched():
             return DIRECT
-        if not key or watched():
+        if not key or is_watched():
             return DISPATCHED
         if key in self._engines:
             return ops.Replayed(self._engines[key])
@@ -192,18 +191,3 @@ def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:
             if parameter is not None and parameter.requires_grad:
                 return True
     return False
-
-
-def transformed() -> bool:
-    """Whether a functorch transform, forward-mode differentiation or ``torch.jit.trace``, which
-    would take the folded weights for constants, is under way."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def watched() -> bool:
-    """Whether a profiler or a dispatch mode is to see which ops run."""
-    return torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from .._torch import FakeTensor
 from ..blocks import Block, ConvNorm, SqueezeExcite, convs_of, se_of
 from ..engines import native
 from .sequences import Conv, Weights

@@ -8,7 +8,8 @@ from operator import attrgetter, is_, is_not, methodcaller
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
+
+from .._torch import GLOBAL_HOOKS
 
 _ADDRESS = Tensor.data_ptr
 _EPS = attrgetter("eps")
@@ -20,7 +21,6 @@ _NOTHING = repeat(None)
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
-_GLOBAL_HOOKS = (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks)
 # Whose modules are known to write into nobody else's tensors.
 _KNOWN_LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "python_ref.")
 
@@ -82,7 +82,7 @@ class Watch:
             and list(map(_GEOMETRY, self._convs)) == self._geometry
             and [gelu.approximate for gelu in self._gelus] == self._approximations
             and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
-            and not any(_GLOBAL_HOOKS)
+            and not any(GLOBAL_HOOKS)
         )
 
 
