@@ -121,6 +121,7 @@ class ModelRunner:
     def _look(self, x: Tensor) -> Look:
         device = x.device.type
         if not all(folds(x, runner.triton) for runner in self.blocks):
+            self._stamp = None  # of the CPU that the model came from
             dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
             runners = tuple(self.blocks)
             weights = live([runner.block for runner in runners], dtype)
