@@ -26,6 +26,7 @@ from .wrappers import (
     ModelForward,
     ModelRunner,
     PatchedRepr,
+    PatchedTrain,
     ReplicateUnpatched,
 )
 
@@ -192,6 +193,7 @@ def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
     runner = BlockRunner(block, Watch(links_of(module)), triton)
     module.forward = BlockForward(module, runner)
     module.extra_repr = PatchedRepr(module, ", ".join(op_names(block)), [module.forward])
+    module.train = PatchedTrain(module, module.forward)
     module._replicate_for_data_parallel = ReplicateUnpatched(module)
 
 
@@ -213,6 +215,7 @@ def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
     shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]
     text = ", ".join(f"{n} by {op_names(b, pooled=p)[0]}" for n, b, p in shown if b is not None)
     ends.model.extra_repr = PatchedRepr(ends.model, text, methods.values())
+    ends.model.train = PatchedTrain(ends.model, methods[ends.methods[0]])
     ends.model._replicate_for_data_parallel = ReplicateUnpatched(ends.model)
     if pooled:
         yield prefix + str(ends.head_name)

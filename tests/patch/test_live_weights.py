@@ -138,11 +138,10 @@ def test_nothing_made_of_weights_survives_a_forward(context, layout, device, sma
         # the kernels cannot read is converted. What they can read is not.
         gates = [conv for conv in convs(small_model) if conv.bias is not None]
         assert len(derived.made) >= len(gates) > 0
-        windows = [c for c in convs(small_model) if c.kernel_size != (1, 1) and c.groups == 1]
         if context is _autocast and device == "cpu":  # "meta" knows no autocast
             assert len(derived.copies) >= len(convs(small_model))
         elif layout == "contiguous":
-            assert len(derived.copies) >= len(windows) > 0
+            assert len(derived.copies) >= 1
         else:
             assert not derived.copies
 
@@ -187,43 +186,53 @@ def test_what_a_cpu_kept_goes_with_the_first_forward(monkeypatch, small_model, i
 
 
 def _ema_swapped_in(model: nn.Module, image: Tensor) -> None:
-    average = [0.9 * p.detach() for p in model.parameters()]
+    average = [0.98 * p.detach() for p in model.parameters()]
     for parameter, value in zip(model.parameters(), average, strict=True):
         parameter.data.copy_(value)
 
 
 def _foreach_ema(model: nn.Module, image: Tensor) -> None:
     data = [p.data for p in model.parameters()]
-    torch._foreach_lerp_(data, [torch.zeros_like(p) for p in data], 0.1)
+    torch._foreach_lerp_(data, [torch.zeros_like(p) for p in data], 0.02)
 
 
 def _sgd_step(model: nn.Module, image: Tensor) -> None:
     """With autograd, in evaluation."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0001)
     model(image).flatten(1).log_softmax(1)[:, 0].mean().neg().backward()
     optimizer.step()
 
 
+def _a_window(model: nn.Module) -> nn.Conv2d:
+    """A dense convolution of 3x3 pixels: a kernel does not read its weight as it lies."""
+    return [c for c in convs(model) if c.kernel_size != (1, 1) and c.groups == 1][-1]
+
+
 WRITES: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "fused AdamW, frozen norms": lambda m, x: fused_step(m, x, torch.optim.AdamW, 1e-3),
-    "fused SGD, frozen norms": lambda m, x: fused_step(m, x, torch.optim.SGD, 1e-3),
+    "fused SGD, frozen norms": lambda m, x: fused_step(m, x, torch.optim.SGD, 1e-4),
     "an optimizer's step": _sgd_step,
     "EMA swapped in": _ema_swapped_in,
     "foreach on .data": _foreach_ema,
-    "one weight's .data": lambda m, x: a_conv(m).weight.data.mul_(3),
+    "a depthwise weight's .data": lambda m, x: a_conv(m).weight.data.mul_(3),
+    "a dense weight's .data": lambda m, x: _a_window(m).weight.data.mul_(1.5),
+    "a pointwise weight's .data": lambda m, x: folded_convs(m)[-1].weight.data.mul_(1.5),
     "one filter's .data": lambda m, x: a_conv(m).weight.data[-1].mul_(50),
     "running_var.data": lambda m, x: a_norm(m).running_var.data.mul_(9),
     "beta replaced": lambda m, x: setattr(a_norm(m), "bias", nn.Parameter(a_norm(m).bias + 1)),
-    "eps": lambda m, x: setattr(a_norm(m), "eps", 3.0),
+    "eps": lambda m, x: setattr(a_norm(m), "eps", a_norm(m).eps + 3),
 }
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("write", WRITES)
 def test_whoever_wrote_the_weights(write, small_model, image):
     stale = warm(small_model, image)
     for _ in range(2):  # between two forwards, and between the next two
-        WRITES[write](small_model, image)
+        with torch.enable_grad():
+            WRITES[write](small_model, image)
         assert_fresh(small_model, image, stale)
+        stale = small_model(image)
 
 
 @torch.no_grad()
@@ -293,6 +302,7 @@ def test_broadcast_from_another_process(tmp_path: Path, image):
     """A gloo group of two processes; ``p.data`` is what receives, so no version counter moves."""
     model = randomise(python_ref.create("b0", num_classes=100)).eval()
     stale = warm(model, image)
+    torch.manual_seed(7)  # else its convolutions may be those that ``model`` has
     sent = randomise(python_ref.create("b0", num_classes=100), seed=7)
     with torch.no_grad():
         torch.save([t.detach() for t in _state(sent)], tmp_path / "weights.pt")
