@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from effv2_kernels.cli.networks import NetworkError
+from effv2_kernels.measuring.networks import NetworkError
 
 from . import compare, correctness, gpu, options, plots, readme, results, tuned, verdict
 from .measure import LOST, ContextLost

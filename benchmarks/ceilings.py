@@ -1,7 +1,7 @@
 """The ceilings of the device at hand, measured: a large copy and a large matrix product.
 
-On a GPU the rates of plain fp32 code and of special functions are computed from the number of units
-and their clock. A CPU does all arithmetic with the lanes that do the matrix product.
+On a GPU the rates of plain fp32 code and of special functions are those of ``launch.rates`` at the
+highest clock. A CPU does all arithmetic with the lanes that do the matrix product.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from effv2_kernels.cli.timing import quantiles, synchronize, timed
+from effv2_kernels.launch import rates, targets
+from effv2_kernels.measuring.timing import quantiles, synchronize, timed
 
 from .results import Row, environment, maker
 from .roofline.floors import Ceilings
-
-_FP32_LANES = 128  # of a multiprocessor; each does one multiply-add a clock
-_SFU_LANES = 16
 
 
 @functools.cache
@@ -67,5 +65,6 @@ def _median(call, device: torch.device) -> float:
 
 def _by_units(device: torch.device) -> tuple[float, float]:
     found: Any = torch.cuda.get_device_properties(device)
-    units = found.multi_processor_count * 1000.0 * found.clock_rate  # of kHz
-    return 2 * _FP32_LANES * units, _SFU_LANES * units
+    target = targets.of_device(device)
+    clocks = target.multiprocessors * 1000.0 * found.clock_rate  # of kHz
+    return 2 * rates.of(target).float32 * clocks, rates.SPECIAL * clocks

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from effv2_kernels.cli.agreement import TINY
-from effv2_kernels.cli.timing import quantiles
 from effv2_kernels.launch.off_tables import ENGINES
 from effv2_kernels.launch.op_numbers import OPS
+from effv2_kernels.measuring.agreement import TINY
+from effv2_kernels.measuring.timing import quantiles
 
 from . import results
 from .results import Row

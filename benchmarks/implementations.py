@@ -37,6 +37,10 @@ class NotAvailable(Exception):
     """An implementation that cannot run this case, with the reason."""
 
 
+class WrongOutput(Exception):
+    """An implementation that must not be timed: what it computes is wrong."""
+
+
 def known(names: Sequence[str], those: Sequence[str]) -> tuple[str, ...]:
     """The names, each once. Raises ValueError for one that is not among ``those``."""
     unknown = sorted(set(names) - set(those))

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from effv2_kernels.cli.networks import NetworkError
-from effv2_kernels.cli.timing import (
+from effv2_kernels.measuring.networks import NetworkError
+from effv2_kernels.measuring.timing import (
     Quantiles,
     interleaved,
     paired_ratio,
@@ -23,11 +23,10 @@ from effv2_kernels.cli.timing import (
     timed,
 )
 
-from .implementations import NotAvailable
+from .implementations import NotAvailable, WrongOutput
 from .options import Options
 from .quiet import MachineBusy
 from .results import Row
-from .timing import WrongOutput
 
 Call = Callable[[], object]
 C = TypeVar("C", bound=Call)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from effv2_kernels.cli.networks import LIBRARIES
+from effv2_kernels.measuring.networks import LIBRARIES
 
 from . import results
 from .budget import Budget

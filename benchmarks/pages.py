@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import geometric_mean
 
 from .ops.cases import SUITES as OPERATORS
 from .results import NO_DEVICE, Row
@@ -334,7 +335,4 @@ def _mean(rows: list[Row], metric: str) -> str:
     values = [float(r.value) for r in rows if r.metric == metric]
     if not values or min(values) <= 0:
         return NOT_MEASURED
-    product = 1.0
-    for value in values:
-        product *= value
-    return f"{product ** (1 / len(values)):.2f}"
+    return f"{geometric_mean(values):.2f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from effv2_kernels.cli.load import seconds_of_others
+from effv2_kernels.measuring.load import seconds_of_others
 
 
 class MachineBusy(Exception):

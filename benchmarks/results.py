@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from effv2_kernels.cli.info import cpu_name, driver_version, version_of
-from effv2_kernels.cli.timing import Quantiles, quantiles
+from effv2_kernels.measuring.machine import cpu_name, driver_version, version_of
+from effv2_kernels.measuring.timing import Quantiles, quantiles
 
 FOLDER = Path(__file__).parent / "results"
 #: The ``gpu`` of a row that no device computed: a count, or a figure of the paper.

@@ -10,16 +10,15 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from effv2_kernels import triton_ops
-from effv2_kernels.cli.timing import quantiles
-from effv2_kernels.launch import selection, targets
-from effv2_kernels.launch.selection import Task
-from effv2_kernels.triton_ops._launch import recording
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton._launch import recording
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.triton import selection
+from effv2_kernels.launch.triton.selection import Task
+from effv2_kernels.measuring.timing import quantiles
 
 from . import results
 from .ops.cases import Case
@@ -92,22 +91,7 @@ def read(log: Path) -> dict[Task, list[float]]:
 
 def task_of(case: Case, batch: int) -> Task:
     """The launch that a case asks for, in bfloat16."""
-
-    def hollow(value: Any) -> Any:
-        return value.to("meta") if isinstance(value, Tensor) else value
-
-    random = torch.Generator().manual_seed(0)
-    args = case.draw(1, torch.bfloat16, torch.device("cpu"), random)
     with recording(targets.KNOWN["sm_90a"]), selection.asked() as tasks:
-        triton_ops.EXPLICIT[case.op](
-            *(
-                hollow(value).expand(batch, *value.shape[1:]) if is_map(given) else hollow(value)
-                for given, value in zip(case.arguments, args, strict=True)
-            )
-        )
+        triton_ops.RUN[case.op](*case.outline(batch, torch.bfloat16))
     (task,) = tasks
     return task
-
-
-def is_map(given: Any) -> bool:
-    return isinstance(given, tuple) and given and given[0] in ("map", "rows")

@@ -18,7 +18,7 @@
 // of fragments and the strips' loads then meet no bank conflicts.
 //
 // Against the separate ops this trades memory traffic for recomputed halos and for idle tensor
-// cores; launch/expand_depthwise.py chooses by a model of both. Not measured on a GPU.
+// cores; launch/native/expand_depthwise.py chooses by a model of both. Not measured on a GPU.
 
 #include "common/activations.cuh"
 #include "common/depthwise.cuh"

@@ -58,7 +58,7 @@ int64_t squeeze_excite_gate_scratch(const SqueezeExciteGateParams& params);
 
 cudaError_t launch_squeeze_excite_gate(const SqueezeExciteGateParams& params, cudaStream_t stream);
 
-// How depthwise work is laid out: effv2_kernels/launch/depthwise.py chooses.
+// How depthwise work is laid out: effv2_kernels/launch/native/depthwise.py chooses.
 struct DepthwiseLaunch {
   int channel_threads;  // threads of a block along the channels
   int strip_threads;    // and along the strips of an image; together at most 128, whole warps
@@ -93,7 +93,7 @@ struct DepthwiseParams {
 
 cudaError_t launch_depthwise(const DepthwiseParams& params, cudaStream_t stream);
 
-// How an expand_depthwise is laid out: effv2_kernels/launch/expand_depthwise.py chooses.
+// How an expand_depthwise is laid out: effv2_kernels/launch/native/expand_depthwise.py chooses.
 struct ExpandDepthwiseLaunch {
   int tile_height;  // outputs of a block
   int tile_width;

@@ -3,12 +3,12 @@ on them, with the same numbers and the same checkpoints."""
 
 from __future__ import annotations
 
-from .backends import BackendStatus, backends
-from .capture import capture
-from .patch import is_patched, patch, refresh, unpatch
-from .report import Patched, PatchReport, Skipped
+from .patching.backends import BackendStatus, backends
+from .patching.capture import capture
+from .patching.patch import is_patched, patch, refresh, unpatch
+from .patching.report import Patched, PatchReport, Skipped
+from .patching.warmup import warmup
 from .version import __version__
-from .warmup import warmup
 
 __all__ = [
     "BackendStatus",

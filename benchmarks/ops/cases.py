@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..placed import Conv, Placed, elements
 from ..roofline.kernels import SFU_PER_ACTIVATION, Kernel
+from ..sized_blocks import Conv, SizedBlock, elements
 
 #: A tensor argument to be drawn: its shape after the batch, and what it is.
 Drawn = tuple[str, tuple[int, ...]]
+_EPS = 1e-3  # the paper's
 
 
 @dataclass(frozen=True)
 class Case:
     """An operator at one shape. ``arguments``: in the order of the operator's schema, tensors to be
-    drawn as (kind, shape) with kind "map" or "rows" (with a batch in front), "weight" or "bias",
-    all else as it is."""
+    drawn as (kind, shape) with kind "map" or "rows" (with a batch in front), "weight", "bias" or
+    the name of a norm's vector, in a list for a norm; all else as it is."""
 
     op: str
     name: str
@@ -31,18 +32,12 @@ class Case:
     def draw(
         self, batch: int, dtype: torch.dtype, device: torch.device, random: torch.Generator
     ) -> tuple[Any, ...]:
-        """Fresh random arguments, maps and weights in channels_last, biases in float32."""
-        return tuple(
-            _draw(*value, batch, dtype, device, random, self.op) if _is_drawn(value) else value
-            for value in self.arguments
-        )
+        """Fresh random arguments, maps and weights in channels_last."""
+        return _drawn(self.arguments, lambda *it: _draw(*it, batch, dtype, device, random))
 
     def outline(self, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
         """What ``draw`` gives, without contents: tensors of the device "meta"."""
-        return tuple(
-            _outline(*value, batch, dtype, self.op) if _is_drawn(value) else value
-            for value in self.arguments
-        )
+        return _drawn(self.arguments, lambda *it: _outline(*it, batch, dtype))
 
     def some_images(self, arguments: tuple[Any, ...], count: int) -> tuple[Any, ...]:
         """The arguments with only the first and the last of the images, ``count`` at most."""
@@ -80,6 +75,18 @@ def _is_drawn(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
+def _drawn(arguments: Iterable[Any], draw: Callable[[str, tuple[int, ...]], Tensor]) -> tuple:
+    """The arguments with ``draw`` of what is to be drawn, in a norm's list too."""
+    return tuple(
+        list(_drawn(value, draw))
+        if isinstance(value, list)
+        else draw(*value)
+        if _is_drawn(value)
+        else value
+        for value in arguments
+    )
+
+
 def _with_batch(kind: str, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     return (batch, *shape) if kind in ("map", "rows") else shape
 
@@ -91,28 +98,25 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device,
     random: torch.Generator,
-    op: str,
 ) -> Tensor:
     drawn = torch.randn(_with_batch(kind, shape, batch), generator=random, device=device)
     if kind == "weight":  # keeps the scale of what it is applied to
         drawn *= elements(shape[1:]) ** -0.5
-    return drawn.to(_dtype(kind, dtype, op), memory_format=_format(drawn))
+    elif kind == "variance":
+        drawn.square_().add_(0.5)
+    return drawn.to(dtype, memory_format=_format(drawn))
 
 
-def _outline(kind: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype, op: str) -> Tensor:
+def _outline(kind: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype) -> Tensor:
     empty = torch.empty(_with_batch(kind, shape, batch), device="meta")
-    return empty.to(_dtype(kind, dtype, op), memory_format=_format(empty))
-
-
-def _dtype(kind: str, dtype: torch.dtype, op: str) -> torch.dtype:
-    return torch.float32 if kind == "bias" and op != "squeeze_excite_gate" else dtype
+    return empty.to(dtype, memory_format=_format(empty))
 
 
 def _format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
 
 
-def of_blocks(suite: str, blocks: Iterable[Placed]) -> list[Case]:
+def of_blocks(suite: str, blocks: Iterable[SizedBlock]) -> list[Case]:
     """The distinct cases of a suite in these blocks, in order of appearance."""
     found: dict[str, Case] = {}
     for block in blocks:
@@ -138,21 +142,21 @@ def of_text(suite: str, text: str) -> Case:
     here = (c, h, w)
     skip = s == 1 and o == c
     if suite == "stem":
-        block = Placed(text, "ConvBNAct", "stem", (_conv(here, o, k, s, "silu"),), 0, False)
+        block = SizedBlock(text, "ConvBNAct", "stem", (_conv(here, o, k, s, "silu"),), 0, False)
     elif suite == "conv":
-        block = Placed(text, "ConvBNAct", "block", (_conv(here, o, k, s, "silu"),), 0, skip)
+        block = SizedBlock(text, "ConvBNAct", "block", (_conv(here, o, k, s, "silu"),), 0, skip)
     elif suite == "head":
-        block = Placed(text, "ConvBNAct", "head", (_conv(here, o, 1, 1, "silu"),), 0, False)
+        block = SizedBlock(text, "ConvBNAct", "head", (_conv(here, o, 1, 1, "silu"),), 0, False)
     elif suite == "fused_mbconv":
         expand = _conv(here, e, k, s, "silu")
         convs = expand, _conv(expand.outputs, o, 1, 1, "none")
-        block = Placed(text, "FusedMBConv", "block", convs, 0, skip)
+        block = SizedBlock(text, "FusedMBConv", "block", convs, 0, skip)
     else:
         c, e = (n.get("c", 64), e) if suite == "expand_depthwise" else (c, c)
         first = _conv((c, h, w), e, 1, 1, "silu")
         middle = _conv(first.outputs, e, k, s, "silu", depthwise=True)
         convs = first, middle, _conv(middle.outputs, o, 1, 1, "none")
-        block = Placed(text, "MBConv", "block", convs, hidden, suite == "project" and "o" in n)
+        block = SizedBlock(text, "MBConv", "block", convs, hidden, suite == "project" and "o" in n)
     case = SUITES[suite](block)
     if case is None:
         raise ValueError(f"--shape {text!r} makes no case of {suite}")
@@ -176,8 +180,10 @@ def _weight(conv: Conv) -> Drawn:
     return "weight", (conv.outputs[0], channels, conv.kernel, conv.kernel)
 
 
-def _bias(conv: Conv) -> Drawn:
-    return "bias", (conv.outputs[0],)
+def _weight_and_norm(conv: Conv) -> tuple[Drawn, None, list[Drawn], float]:
+    """A convolution as the ops take it: weight, no bias, norm, eps; of the networks' dtype."""
+    vectors = [(name, (conv.outputs[0],)) for name in ("mean", "variance", "gamma", "beta")]
+    return _weight(conv), None, vectors, _EPS
 
 
 def _geometry(conv: Conv) -> tuple[list[int], list[int]]:
@@ -194,14 +200,16 @@ def _moved(*shapes: tuple[int, ...]) -> float:
     return float(sum(map(elements, shapes)))
 
 
-def _dense(op: str, block: Placed, conv: Conv, residual: Any, tail: tuple, moved: float) -> Case:
+def _dense(
+    op: str, block: SizedBlock, conv: Conv, residual: Any, tail: tuple, moved: float
+) -> Case:
     name = _text(conv) + (" + residual" if residual is not None else "")
-    arguments = (("map", conv.inputs), _weight(conv), _bias(conv), *tail)
+    arguments = (("map", conv.inputs), *_weight_and_norm(conv), *tail)
     work = Kernel(op, moved, tensor=2.0 * conv.macs, sfu=_sfu(conv))
     return Case(op, name, arguments, work)
 
 
-def _stem(block: Placed) -> Case | None:
+def _stem(block: SizedBlock) -> Case | None:
     if block.role != "stem":
         return None
     conv = block.convs[0]
@@ -209,7 +217,7 @@ def _stem(block: Placed) -> Case | None:
     return _dense("stem", block, conv, None, tail, _moved(conv.inputs, conv.outputs))
 
 
-def _convolution(block: Placed) -> Case | None:
+def _convolution(block: SizedBlock) -> Case | None:
     """The Fused-MBConv of expansion 1, and the expanding half of the others."""
     if block.role != "block" or block.convs[0].depthwise or block.kind == "MBConv":
         return None
@@ -221,7 +229,7 @@ def _convolution(block: Placed) -> Case | None:
     return _dense("conv_bias_act", block, conv, residual, tail, moved)
 
 
-def _head(block: Placed) -> Case | None:
+def _head(block: SizedBlock) -> Case | None:
     if block.role != "head":
         return None
     conv = block.convs[0]
@@ -229,17 +237,15 @@ def _head(block: Placed) -> Case | None:
     return _dense("conv_act_pool", block, conv, None, (conv.act,), moved)
 
 
-def _fused_mbconv(block: Placed) -> Case | None:
+def _fused_mbconv(block: SizedBlock) -> Case | None:
     if block.kind != "FusedMBConv" or block.se_hidden:
         return None
     expand, project = block.convs
     name = f"{_text(expand)} to {project.outputs[0]}" + (" + residual" if block.residual else "")
     arguments = (
         ("map", expand.inputs),
-        _weight(expand),
-        _bias(expand),
-        _weight(project),
-        _bias(project),
+        *_weight_and_norm(expand),
+        *_weight_and_norm(project),
         block.residual,
         *_geometry(expand),
         expand.act,
@@ -250,27 +256,26 @@ def _fused_mbconv(block: Placed) -> Case | None:
     return Case("fused_mbconv", name, arguments, work)
 
 
-def _depthwise(block: Placed) -> Case | None:
+def _depthwise(block: SizedBlock) -> Case | None:
     conv = next((c for c in block.convs if c.depthwise), None)
     if conv is None:
         return None
-    arguments = (("map", conv.inputs), _weight(conv), _bias(conv), *_geometry(conv), conv.act, True)
+    given = ("map", conv.inputs), *_weight_and_norm(conv)
+    arguments = (*given, *_geometry(conv), conv.act, True)
     moved = _moved(conv.inputs, conv.outputs, conv.outputs[:1])
     work = Kernel("depthwise_bias_act", moved, plain=2.0 * conv.macs, sfu=_sfu(conv))
     return Case("depthwise_bias_act", _text(conv), arguments, work)
 
 
-def _expand_depthwise(block: Placed) -> Case | None:
+def _expand_depthwise(block: SizedBlock) -> Case | None:
     if len(block.convs) != 3 or not block.convs[1].depthwise:
         return None
     expand, conv, _ = block.convs
     name = f"{expand.inputs[0]} to {_text(conv)}"
     arguments = (
         ("map", expand.inputs),
-        _weight(expand),
-        _bias(expand),
-        _weight(conv),
-        _bias(conv),
+        *_weight_and_norm(expand),
+        *_weight_and_norm(conv),
         *_geometry(conv),
         conv.act,
         True,
@@ -285,7 +290,7 @@ def _expand_depthwise(block: Placed) -> Case | None:
     return Case("expand_depthwise", name, arguments, work)
 
 
-def _gate(block: Placed) -> Case | None:
+def _gate(block: SizedBlock) -> Case | None:
     if not block.se_hidden:
         return None
     m, r = block.convs[-1].inputs[0], block.se_hidden
@@ -302,7 +307,7 @@ def _gate(block: Placed) -> Case | None:
     return Case("squeeze_excite_gate", f"{m} to {r}", arguments, work)
 
 
-def _project(block: Placed) -> Case | None:
+def _project(block: SizedBlock) -> Case | None:
     if not block.se_hidden:
         return None
     conv = block.convs[-1]
@@ -311,8 +316,7 @@ def _project(block: Placed) -> Case | None:
     arguments = (
         ("map", conv.inputs),
         ("rows", (conv.inputs[0],)),
-        _weight(conv),
-        _bias(conv),
+        *_weight_and_norm(conv),
         residual,
         conv.act,
     )
@@ -322,7 +326,7 @@ def _project(block: Placed) -> Case | None:
     return Case("gated_project", name, arguments, work)
 
 
-SUITES: dict[str, Callable[[Placed], Case | None]] = {
+SUITES: dict[str, Callable[[SizedBlock], Case | None]] = {
     "depthwise": _depthwise,
     "expand_depthwise": _expand_depthwise,
     "stem": _stem,

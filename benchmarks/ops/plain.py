@@ -15,7 +15,9 @@ from effv2_kernels.activations import FUNCTIONS
 def _conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
+    norm: Sequence[Tensor],
+    eps: float,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
     act: str = "none",
@@ -24,32 +26,42 @@ def _conv(
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
     groups = x.shape[1] // weight.shape[1]
-    y = F.conv2d(x, weight, bias.to(x.dtype), tuple(stride), (top, left), groups=groups)
-    return FUNCTIONS[act](y)
+    y = F.conv2d(x, weight, bias, tuple(stride), (top, left), groups=groups)
+    return FUNCTIONS[act](F.batch_norm(y, *norm, eps=eps) if norm else y)
 
 
-def stem(x, weight, bias, stride, padding, act):
-    return _conv(x.to(weight.dtype), weight, bias, stride, padding, act)
+# ``conv``, ``expand`` and the like below are four arguments each: weight, bias, norm, eps.
 
 
-def conv_bias_act(x, weight, bias, residual, stride, padding, act):
-    y = _conv(x, weight, bias, stride, padding, act)
+def stem(x, *rest):
+    *conv, stride, padding, act = rest
+    return _conv(x.to(conv[0].dtype), *conv, stride, padding, act)
+
+
+def conv_bias_act(x, *rest):
+    *conv, residual, stride, padding, act = rest
+    y = _conv(x, *conv, stride, padding, act)
     return y if residual is None else y + residual
 
 
-def fused_mbconv(x, expand, expand_bias, project, project_bias, residual, stride, padding, act):
-    y = _conv(_conv(x, expand, expand_bias, stride, padding, act), project, project_bias)
+def fused_mbconv(x, *rest):
+    *both, residual, stride, padding, act = rest
+    expand, project = both[:4], both[4:]
+    y = _conv(_conv(x, *expand, stride, padding, act), *project)
     return y + x if residual else y
 
 
-def depthwise_bias_act(x, weight, bias, stride, padding, act, squeeze):
-    y = _conv(x, weight, bias, stride, padding, act)
+def depthwise_bias_act(x, *rest):
+    *conv, stride, padding, act, squeeze = rest
+    y = _conv(x, *conv, stride, padding, act)
     return (y, y.mean((2, 3))) if squeeze else (y,)
 
 
-def expand_depthwise(x, expand, expand_bias, weight, bias, stride, padding, act, squeeze):
-    hidden = _conv(x, expand, expand_bias, act=act)
-    return depthwise_bias_act(hidden, weight, bias, stride, padding, act, squeeze)
+def expand_depthwise(x, *rest):
+    *both, stride, padding, act, squeeze = rest
+    expand, depthwise = both[:4], both[4:]
+    hidden = _conv(x, *expand, act=act)
+    return depthwise_bias_act(hidden, *depthwise, stride, padding, act, squeeze)
 
 
 def squeeze_excite_gate(pooled, reduce, reduce_bias, expand, expand_bias, act, gate):
@@ -57,10 +69,12 @@ def squeeze_excite_gate(pooled, reduce, reduce_bias, expand, expand_bias, act, g
     return FUNCTIONS[gate](F.linear(hidden, expand, expand_bias))
 
 
-def gated_project(x, gate, weight, bias, residual, act):
-    y = _conv(x * gate[:, :, None, None], weight, bias, act=act)
+def gated_project(x, gate, *rest):
+    *conv, residual, act = rest
+    y = _conv(x * gate[:, :, None, None], *conv, act=act)
     return y if residual is None else y + residual
 
 
-def conv_act_pool(x, weight, bias, act):
-    return torch.mean(_conv(x, weight, bias, act=act), (2, 3))
+def conv_act_pool(x, *rest):
+    *conv, act = rest
+    return torch.mean(_conv(x, *conv, act=act), (2, 3))

@@ -24,7 +24,7 @@ class Ceilings:
 
 
 #: Copy and bf16 matrix rate as measured on an H200 by others; fp32 and special-function rate from
-#: the number of units (132 multiprocessors, 16 special-function operations a clock each).
+#: ``launch.rates`` at 1.755 GHz, rounded: committed floors were counted with these numbers.
 H200 = Ceilings("H200: 790 TFLOP/s, 4.3 TB/s", 4.3e12, 790e12, 60e12, 3.7e12)
 
 

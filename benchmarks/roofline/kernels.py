@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..placed import Conv, Placed, elements
+from ..sized_blocks import Conv, SizedBlock, elements
 
 #: Special-function instructions (exp, reciprocal) of a SiLU that is written x / (1 + exp(-x)).
 SFU_PER_ACTIVATION = 2
@@ -38,7 +38,7 @@ class Level:
 
     name: str
     title: str
-    kernels: Callable[[Placed, int], Iterator[Kernel]]
+    kernels: Callable[[SizedBlock, int], Iterator[Kernel]]
 
 
 def sfu_of(conv: Conv) -> float:
@@ -56,7 +56,7 @@ def convolution(
     return Kernel(name, moved, tensor=flops, sfu=sfu)
 
 
-def _eager(block: Placed, size: int) -> Iterator[Kernel]:
+def _eager(block: SizedBlock, size: int) -> Iterator[Kernel]:
     """Convolution, BN, activation, the squeeze, the multiplication and the sum: one kernel each."""
     for conv in block.convs:
         read, written = elements(conv.inputs) * size, elements(conv.outputs) * size
@@ -75,7 +75,7 @@ def _eager(block: Placed, size: int) -> Iterator[Kernel]:
         yield Kernel("pool", last)
 
 
-def _compiled(block: Placed, size: int) -> Iterator[Kernel]:
+def _compiled(block: SizedBlock, size: int) -> Iterator[Kernel]:
     """Convolutions are library calls; everything between two of them is one pass. The squeeze and
     the multiplication each compute BN and activation again from the convolution's output."""
     for i, conv in enumerate(block.convs):
@@ -93,7 +93,7 @@ def _compiled(block: Placed, size: int) -> Iterator[Kernel]:
         yield Kernel("pool", elements(block.outputs) * size)
 
 
-def _fused(block: Placed, size: int) -> Iterator[Kernel]:
+def _fused(block: SizedBlock, size: int) -> Iterator[Kernel]:
     """Every convolution with all that surrounds it: BN folded into it, activation, squeeze, gate
     and sum at its ends."""
     for i, conv in enumerate(block.convs):
@@ -106,7 +106,7 @@ def _fused(block: Placed, size: int) -> Iterator[Kernel]:
         yield convolution(conv, "conv with its ends", moved * size, sfu=sfu_of(conv))
 
 
-def _on_chip(block: Placed, size: int) -> Iterator[Kernel]:
+def _on_chip(block: SizedBlock, size: int) -> Iterator[Kernel]:
     """As fused, and an expanded tensor that only the next convolution reads is never written."""
     first, last = block.convs[0], block.convs[-1]
     outputs = 0 if block.role == "head" else elements(last.outputs)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..placed import Conv, Placed, elements
+from ..sized_blocks import Conv, SizedBlock, elements
 from .kernels import Kernel, Level, convolution, sfu_of
 
 
-def _eager(block: Placed, size: int) -> Iterator[Kernel]:
+def _eager(block: SizedBlock, size: int) -> Iterator[Kernel]:
     convs = block.convs
     for conv in convs:
         read, written = elements(conv.inputs) * size, elements(conv.outputs) * size
@@ -51,7 +51,7 @@ def _eager(block: Placed, size: int) -> Iterator[Kernel]:
         yield Kernel("sum of the gradients", 3 * elements(block.inputs) * size)
 
 
-def _compiled(block: Placed, size: int) -> Iterator[Kernel]:
+def _compiled(block: SizedBlock, size: int) -> Iterator[Kernel]:
     for i, conv in enumerate(block.convs):
         read, written = elements(conv.inputs) * size, elements(conv.outputs) * size
         yield convolution(conv, "conv", read + written)
@@ -74,7 +74,7 @@ def _compiled(block: Placed, size: int) -> Iterator[Kernel]:
         yield from _gradients(block, conv, read, written)
 
 
-def _fused(block: Placed, size: int) -> Iterator[Kernel]:
+def _fused(block: SizedBlock, size: int) -> Iterator[Kernel]:
     before = (None, *block.convs[:-1])
     for previous, conv in zip(before, block.convs, strict=True):
         read, written = elements(conv.inputs) * size, elements(conv.outputs) * size
@@ -94,7 +94,7 @@ def _fused(block: Placed, size: int) -> Iterator[Kernel]:
 
 
 def _fused_backward(
-    block: Placed, previous: Conv | None, conv: Conv, size: int
+    block: SizedBlock, previous: Conv | None, conv: Conv, size: int
 ) -> Iterator[Kernel]:
     """The gradients of one convolution, with those of the norm and activation before it where the
     epilogue can take them."""
@@ -123,7 +123,7 @@ def _depthwise_backward(conv: Conv, read: float, written: float, sfu: float) -> 
     return Kernel("depthwise backward", 2 * written + 2 * read, plain=4.0 * conv.macs, sfu=sfu)
 
 
-def _gradients(block: Placed, conv: Conv, read: float, written: float) -> Iterator[Kernel]:
+def _gradients(block: SizedBlock, conv: Conv, read: float, written: float) -> Iterator[Kernel]:
     """Of the input, unless that is the image, and of the weight."""
     if block.role != "stem":
         yield convolution(conv, "data gradient", read + written)

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from effv2_kernels import _native
-from effv2_kernels.launch import depthwise, expand_depthwise, targets
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.native import depthwise, expand_depthwise
 from python_ref.variants import find
 
 from .. import results

@@ -21,10 +21,10 @@ import torch
 import effv2_kernels
 import python_ref
 from benchmarks.results import Environment, Row, environment
+from effv2_kernels.engines.triton._compile import compile_all, compile_for
+from effv2_kernels.engines.triton._launch import Instance
 from effv2_kernels.launch.targets import KNOWN
-from effv2_kernels.triton_ops._compile import compile_all, compile_for
-from effv2_kernels.triton_ops._launch import Instance
-from effv2_kernels.warmup import launches
+from effv2_kernels.patching.warmup import launches
 
 MODELS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
 BATCHES = (1, 128)
@@ -33,11 +33,11 @@ _PACKAGE = Path(effv2_kernels.__file__).parent
 _HASHED = (
     *(f"triton_kernels/{name}.py" for name in ("activations", "gather", "norm", "conv")),
     *("triton_kernels/fused_mbconv.py", "triton_kernels/pool.py", "triton_kernels/depthwise.py"),
-    "launch/dense.py",
-    *(f"launch/{name}.py" for name in ("conv", "fused_mbconv", "conv_act_pool")),
-    *("launch/depthwise_triton.py", "launch/selection.py", "launch/targets.py"),
-    *(f"triton_ops/{name}.py" for name in ("_arguments", "conv", "fused_mbconv", "pool")),
-    "triton_ops/depthwise.py",
+    "launch/targets.py",
+    *(f"launch/triton/{name}.py" for name in ("dense", "conv", "fused_mbconv", "conv_act_pool")),
+    *("launch/triton/depthwise.py", "launch/triton/selection.py"),
+    *(f"engines/triton/{name}.py" for name in ("_arguments", "conv", "fused_mbconv", "pool")),
+    "engines/triton/depthwise.py",
 )
 # The newest matrix instruction of each architecture, in PTX: an older one is a path that was lost.
 _TENSOR_CORES = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async", "sm_100": "tcgen05.mma"}

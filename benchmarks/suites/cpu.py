@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels.cli.timing import paired_ratio, quantiles
+from effv2_kernels.measuring.timing import paired_ratio, quantiles
 
-from .. import implementations, measure, results, timing
+from .. import implementations, measure, pairs, results
 from ..catalogue import Entry, find
-from ..implementations import EAGER, INFERENCE
+from ..implementations import EAGER, INFERENCE, WrongOutput
 from ..options import Options
 from ..quiet import Monitor
 from ..results import Row
@@ -60,8 +60,8 @@ def _rows(
     rounds = options.rounds or (_HURRIED_ROUNDS if hurried else _ROUNDS)
     try:
         with torch.inference_mode(), context:
-            pairs = timing.measure_pairs(calls, reference, EAGER, rounds, _CPU, monitor)
-    except timing.WrongOutput as wrong:
+            found = pairs.measure(calls, reference, EAGER, rounds, _CPU, monitor)
+    except WrongOutput as wrong:
         print(wrong, file=sys.stderr)
         options.failures.append(str(wrong))
         return
@@ -74,9 +74,9 @@ def _rows(
         dtype=dtype,
     )
     for impl in calls:
-        found = [value for seconds in pairs.values() for value in seconds.get(impl, ())]
-        yield make(impl, "latency_ms", "ms", quantiles(1000 * value for value in found))
-    for (baseline, impl), seconds in pairs.items():
+        latencies = [value for seconds in found.values() for value in seconds.get(impl, ())]
+        yield make(impl, "latency_ms", "ms", quantiles(1000 * value for value in latencies))
+    for (baseline, impl), seconds in found.items():
         ratio = paired_ratio(seconds[baseline], seconds[impl])
         yield make(impl, f"speedup_vs_{baseline}", "x", ratio)
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring.timing import quantiles
 
 from .. import measure, results
 from ..catalogue import Entry, find

@@ -10,17 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels.cli import networks
-from effv2_kernels.cli.agreement import acceptable, relative_error
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring import networks
+from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.measuring.timing import quantiles
 
 from .. import implementations, measure, results
 from ..catalogue import OURS, PEERS, Entry, find
-from ..implementations import EAGER, INFERENCE
+from ..implementations import EAGER, INFERENCE, WrongOutput
 from ..ops.cases import first_and_last
 from ..options import Options
 from ..results import Row
-from ..timing import WrongOutput
 
 BASELINES = (
     *("eager_nchw", "eager_nhwc"),

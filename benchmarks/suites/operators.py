@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 import python_ref
-from effv2_kernels import triton_ops
-from effv2_kernels.cli.agreement import acceptable, relative_error
+from effv2_kernels.engines import triton as triton_ops
 from effv2_kernels.launch import targets
 from effv2_kernels.launch.targets import Target
+from effv2_kernels.measuring.agreement import acceptable, relative_error
+from effv2_kernels.patching.warmup import recorded
 from effv2_kernels.running.inference import DISPATCHED
-from effv2_kernels.warmup import recorded
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
+from ..implementations import WrongOutput
 from ..measure import Timed
 from ..ops import plain
 from ..ops.cases import Case, first_and_last, of_blocks, of_text
 from ..ops.rotation import Rotation, sets_needed
 from ..options import Options
-from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import seconds
-from ..timing import WrongOutput
+from ..sized_blocks import SizedBlock, blocks_of
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
 #: Cases that are compiled together, in parallel processes, before the first of them is timed.
@@ -81,7 +81,7 @@ def in_networks(suite: str) -> dict[str, Case]:
 
 
 @cache
-def _blocks(name: str, resolution: int) -> list[Placed]:
+def _blocks(name: str, resolution: int) -> list[SizedBlock]:
     with torch.device("meta"):
         return blocks_of(python_ref.create(name), resolution)
 
@@ -93,7 +93,7 @@ def compile_ahead(
     in the middle of its measurement. What does not compile is left for its case to tell."""
     if triton_ops.missing():
         return
-    from effv2_kernels.triton_ops._compile import compile_all
+    from effv2_kernels.engines.triton._compile import compile_all
 
     kind = getattr(torch, dtype)
 
@@ -102,7 +102,7 @@ def compile_ahead(
             for batch in batches:
                 implementation("effv2", case)(*case.outline(batch, kind))
 
-    compile_all(recorded(run, target, kind), target, tolerant=True)
+    compile_all(recorded(run, target), target, tolerant=True)
 
 
 def implementation(name: str, case: Case) -> Callable[..., Any]:
@@ -134,6 +134,8 @@ def check(case: Case, function: Callable[..., Any], arguments: tuple, name: str)
 
 
 def _wide(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_wide, value))
     return value.double() if isinstance(value, Tensor) else value
 
 

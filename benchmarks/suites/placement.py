@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import python_ref
-from effv2_kernels.cli import networks as built
+from effv2_kernels.measuring import networks as built
 from python_ref import Placement
 
 from .. import measure, results

@@ -11,20 +11,20 @@ from functools import partial
 import torch
 from torch import nn
 
-from effv2_kernels.cli import networks as built
-from effv2_kernels.cli.agreement import relative_error
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring import networks as built
+from effv2_kernels.measuring.agreement import relative_error
+from effv2_kernels.measuring.timing import quantiles
 
 from .. import ceilings, implementations, measure, results
 from ..catalogue import find
 from ..ops.cases import first_and_last
 from ..ops.rotation import Rotation
 from ..options import Options
-from ..placed import Placed, blocks_of
 from ..results import Row
 from ..roofline.floors import H200, Ceilings, seconds, total
 from ..roofline.kernels import LEVELS, Level
 from ..roofline.training import TRAINING
+from ..sized_blocks import SizedBlock, blocks_of
 from . import networks
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l")
@@ -57,7 +57,7 @@ def roofline(options: Options) -> Iterator[list[Row]]:
 
 
 def static_rows(
-    case: str, blocks: list[Placed], resolution: int, where: Ceilings = H200
+    case: str, blocks: list[SizedBlock], resolution: int, where: Ceilings = H200
 ) -> Iterator[Row]:
     """For one image in bf16: the totals, then each group of equal blocks."""
     parts = {case: blocks}
@@ -69,7 +69,7 @@ def static_rows(
 
 def _counted(
     title: str,
-    blocks: list[Placed],
+    blocks: list[SizedBlock],
     resolution: int,
     levels: dict[str, Level],
     prefix: str,
@@ -91,15 +91,15 @@ def _counted(
             yield make(level.name, prefix + metric, unit, value)
 
 
-def groups_of(blocks: list[Placed]) -> list[list[Placed]]:
+def groups_of(blocks: list[SizedBlock]) -> list[list[SizedBlock]]:
     """Blocks that do the same work together, in order of the first of each."""
-    found: dict[tuple, list[Placed]] = {}
+    found: dict[tuple, list[SizedBlock]] = {}
     for block in blocks:
         found.setdefault(block.shape, []).append(block)
     return list(found.values())
 
 
-def _group_title(case: str, group: list[Placed]) -> str:
+def _group_title(case: str, group: list[SizedBlock]) -> str:
     first = group[0]
     c, h, w = first.inputs
     shape = f"{c}x{h}x{w} to {first.outputs[0]}"
@@ -138,7 +138,7 @@ def _block_rows(
     case: str,
     model: nn.Module,
     others: dict[str, nn.Module],
-    found: list[Placed],
+    found: list[SizedBlock],
     resolution: int,
     batch: int,
     dtype: str,

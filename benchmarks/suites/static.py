@@ -7,7 +7,8 @@ import math
 import sys
 from collections.abc import Iterator
 
-from effv2_kernels import _native, triton_ops
+from effv2_kernels import _native
+from effv2_kernels.engines import triton as triton_ops
 
 from ..options import Options
 from ..results import Row

@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effv2_kernels.cli import networks
-from effv2_kernels.cli.agreement import TINY, relative_error
-from effv2_kernels.cli.timing import Quantiles, paired_ratio, quantiles, synchronize, timed
+from effv2_kernels.measuring import networks
+from effv2_kernels.measuring.agreement import TINY, relative_error
+from effv2_kernels.measuring.timing import Quantiles, paired_ratio, quantiles, synchronize, timed
 
 from .. import implementations, measure, results
 from ..catalogue import Entry, find
-from ..implementations import EAGER, TRAINING
+from ..implementations import EAGER, TRAINING, WrongOutput
 from ..options import Options
 from ..results import Row
-from ..timing import WrongOutput
 
 NETWORKS = ("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l", "efficientnet_b7")
 PARTS = ("forward", "backward", "optimizer")

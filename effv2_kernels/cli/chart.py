@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .timing import Quantiles
+from ..measuring.timing import Quantiles
 
 _COLOURS = {"effv2": "#1b7837", "torch.compile": "#7b3294"}
 _GREY = ("#b8b8b8", "#878787")

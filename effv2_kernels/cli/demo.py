@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 import effv2_kernels
 
-from .agreement import Agreement, acceptable, compare
-from .load import Share
-from .timing import Quantiles, interleaved, paired_ratio, quantiles, warm_up
+from ..measuring.agreement import Agreement, acceptable, compare
+from ..measuring.load import Share
+from ..measuring.timing import Quantiles, interleaved, paired_ratio, quantiles, warm_up
 
 if TYPE_CHECKING:
-    from .networks import Network
+    from ..measuring.networks import Network
 
 BASELINE = "eager channels_last"
 _SECONDS = 10.0  # of timing, for each batch size
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         print(f'the demo needs {", ".join(missing)}: pip install "effv2_kernels[demo]"')
         return 2
-    from .networks import NetworkError
+    from ..measuring.networks import NetworkError
 
     try:
         return _run(arguments)
@@ -61,7 +61,8 @@ class Setting:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from . import networks, photo
+    from ..measuring import networks
+    from . import photo
 
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")
@@ -114,7 +115,7 @@ def _agreement(
     network: Network, patched: nn.Module, setting: Setting, step: Step
 ) -> tuple[bool, list[str]]:
     """Whether every patched network is as good as PyTorch, and the table that shows it."""
-    from .networks import reference
+    from ..measuring.networks import reference
 
     step("float64 reference")
     exact = _forward(copy.deepcopy(network.model).double(), setting.images.to(setting.device))

@@ -6,9 +6,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import effv2_kernels
 
 from .. import _native
 from ..launch import off_tables, switched_off
+from ..measuring.machine import cpu_name, driver_version, output, version_of
 
 _PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy")
 _VARIABLES = (
@@ -49,30 +48,6 @@ def text() -> str:
     return "\n".join(lines)
 
 
-def cpu_name() -> str:
-    """The processor as its maker calls it."""
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE)
-        if found:
-            return " ".join(found[1].split())
-    return platform.processor() or platform.machine()
-
-
-def driver_version() -> str:
-    """The NVIDIA driver's version, or "none"."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return (_output(query) or "none").splitlines()[0]
-
-
-def version_of(package: str) -> str:
-    """The installed version, or "none"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
 def _software() -> Iterator[tuple[str, str]]:
     yield "installed in", str(Path(effv2_kernels.__file__).parent)
     yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
@@ -97,7 +72,7 @@ def _nvcc() -> str:
     path = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
     if path is None:
         return "none found"
-    found = re.search(r"V([\d.]+)", _output([path, "--version"]))
+    found = re.search(r"V([\d.]+)", output([path, "--version"]))
     return f"{found[1] if found else 'does not run'} ({path})"
 
 
@@ -164,12 +139,3 @@ def _switched_off() -> Iterator[tuple[str, str]]:
     elif not lines:
         yield "nothing", "no table and no variable names an operator for what is here"
     yield from dict.fromkeys(lines)
-
-
-def _output(command: list[str]) -> str:
-    """What a command prints, or nothing if it is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout

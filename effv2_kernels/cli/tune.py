@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels
 import python_ref
 
-from .. import triton_ops
-from ..launch import selection, tables, targets
-from ..launch.search import Outcome, Progress, search
-from ..launch.selection import Task
+from .. import ops
+from .._torch import TorchDispatchMode
+from ..engines import triton as triton_ops
+from ..launch import tables, targets
 from ..launch.targets import Target
+from ..launch.triton import selection
+from ..launch.triton.search import Outcome, Progress, search
+from ..launch.triton.selection import Task
 from ..running.inference import DISPATCHED
 from .tune_timer import Estimates, Example, GpuTimer
 
@@ -99,17 +101,18 @@ class _Calls(TorchDispatchMode):
     def __init__(self, target: Target, found: dict[Task, Example]):
         super().__init__()
         self._target, self._found = target, found
-        self._names = {getattr(DISPATCHED, name).default: name for name in triton_ops.EXPLICIT}
+        self._names = {getattr(DISPATCHED, name).default: name for name in ops.OPS}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        from ..triton_ops._launch import recording
+        from ..engines.triton._launch import recording
 
         name = self._names.get(func)
         for example in _examples(name, args) if name is not None else ():
             with recording(self._target), selection.asked() as tasks:
-                triton_ops.EXPLICIT[example.op](*example.args)
+                if triton_ops.WHY_NOT[example.op](example.args, self._target) is None:
+                    triton_ops.RUN[example.op](*example.args)
             for task in tasks:
                 self._found.setdefault(task, example)
         return func(*args, **(kwargs or {}))
@@ -118,7 +121,7 @@ class _Calls(TorchDispatchMode):
 def _examples(name: str, args: tuple) -> list[Example]:
     """The op, or the two that it is made of: a time of both would hide what one gains."""
     if name != "expand_depthwise":
-        return [Example(name, args)]
+        return [Example(name, args)] if name in triton_ops.RUN else []
     x, expand, rest, act = args[0], args[1:5], args[5:], args[-2]
     first = (x, *expand, None, (1, 1), (0, 0, 0, 0), act)
     hidden = DISPATCHED.conv_bias_act.default(*first)
@@ -142,7 +145,7 @@ def line(progress: Progress) -> str:
     filled = _BAR * progress.done // progress.total
     bar = "#" * filled + "." * (_BAR - filled)
     shape = " ".join(str(int(value)) for value in astuple(progress.task.shape))
-    gain = progress.closed_form / progress.best
+    gain = progress.before / progress.best
     text = (
         f"[{bar}] {progress.done}/{progress.total} {progress.task.kernel} {shape}: "
         f"{progress.best:.1f} us, {gain:.2f} x, of {len(progress.times)} tried"

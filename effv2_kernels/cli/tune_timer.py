@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops, triton_ops
-from ..launch.families import FAMILIES
-from ..launch.search import Rejected
-from ..launch.selection import Task, forced
+from .. import ops
+from ..engines import triton as triton_ops
 from ..launch.targets import Target
-from .agreement import relative_error
+from ..launch.triton.families import FAMILIES
+from ..launch.triton.search import Rejected
+from ..launch.triton.selection import Task, forced
+from ..measuring.agreement import relative_error
 
 _CALLS = 16  # in one graph
 _ROUNDS = 7
@@ -76,15 +78,15 @@ class GpuTimer:
         self._reference: tuple[Tensor, ...] = ()
 
     def compile(self, plans: Mapping[Task, Sequence[Any]]) -> None:
-        from ..triton_ops._compile import compile_all
-        from ..triton_ops._launch import recording
+        from ..engines.triton._compile import compile_all
+        from ..engines.triton._launch import recording
 
         instances: dict = {}
         for task, choices in plans.items():
             example = self._examples[task]
             for choice in choices:
                 with recording(self._target) as found, forced(task, choice):
-                    triton_ops.EXPLICIT[example.op](*example.args)
+                    triton_ops.RUN[example.op](*example.args)
                 instances.update(found)
         compile_all(list(instances), self._target, tolerant=True)
 
@@ -94,11 +96,11 @@ class GpuTimer:
         self._task, self._inputs = task, []
         torch.cuda.empty_cache()
         self._inputs = [example.filled(seed) for seed in range(copies)]
-        self._reference = _tuple(ops.FAMILIES[example.op].aten(*self._inputs[0]))
+        self._reference = _tuple(ops.OPS[example.op].aten(*self._inputs[0]))
 
     def measure(self, task: Task, choice: Any) -> float:
         assert task == self._task, "prepare comes first"
-        run = triton_ops.EXPLICIT[self._examples[task].op]
+        run = triton_ops.RUN[self._examples[task].op]
         with torch.no_grad(), forced(task, choice):
             try:
                 found = _tuple(run(*self._inputs[0]))
@@ -146,7 +148,7 @@ def _median_of(graph: torch.cuda.CUDAGraph) -> float:
         end.record()
         end.synchronize()
         times.append(1000 * start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+    return median(times)
 
 
 def _tuple(found: Any) -> tuple[Tensor, ...]:

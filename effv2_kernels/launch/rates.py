@@ -14,6 +14,7 @@ from .targets import Target
 # Bytes out of L2, of any generation: 6.5 TB/s of an H200 at the 1.755 GHz that it has under load.
 L2 = 28.0
 SPECIAL = 16  # special functions
+ISSUE = 128  # lanes that get their next instruction
 # Of memory's rate, what a kernel that reads once and writes once reaches.
 COPY = 0.85
 # Of the tensor cores' rate, what a large tile of a plain matrix product reaches.

@@ -5,15 +5,14 @@ than what it replaces.
 switches off for one process, on whatever GPU: ``op`` or ``op:engine``, separated by commas; "none"
 leaves everything on, whatever the files say (for measuring).
 
-All is read once, when the ops are registered. An op that nothing names is registered as if this
-module did not exist; only the others are asked at each call.
+All is read once. Of an op that nothing names only that much is asked at each call.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +48,12 @@ def why_not(
     return ""
 
 
-def obeying(
-    op: str, engine: str, implementation: Callable, *, by_name: bool = False
-) -> Callable[..., Any]:
-    """``implementation``, which returns NotImplemented where the op is switched off. Where nothing
-    at all names the op and the engine, it is the very same function: no call costs more."""
-    if not named(op, engine, by_name):
-        return implementation
-    numbers = OPS[op][1]
-
-    def run(*args: Any) -> Any:
-        # The second is a weight, or what has its dtype; a stem's map may have another.
-        gpu = gpu_of(args[0].device)
-        if why_not(op, engine, args[1].dtype, gpu, numbers(*args), by_name=by_name):
-            return NotImplemented
-        return implementation(*args)
-
-    return run
+def numbers(op: str, arguments: Sequence[Any]) -> tuple[int, ...]:
+    """Of the op's arguments, for ``why_not``."""
+    return OPS[op][1](*arguments)
 
 
+@functools.lru_cache(maxsize=256)
 def named(op: str, engine: str, by_name: bool = False) -> bool:
     """Whether the environment or a table of any GPU names this op and engine. Raises TableError or
     ValueError for what cannot be understood."""
@@ -125,8 +111,8 @@ def _summed_up(entries: list[Entry], gpu: str) -> str:
 
 
 def forget() -> None:
-    """Read everything again when it is next asked for. What is registered stays as it is."""
-    for cached in (why_not, of_gpu, _tables, _environment, _has_gpu):
+    """Read everything again when it is next asked for."""
+    for cached in (why_not, named, of_gpu, _tables, _environment, _has_gpu):
         cached.cache_clear()
 
 

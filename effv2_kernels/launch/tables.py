@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import dense
-from .families import FAMILIES
+from .triton import dense
+from .triton.families import FAMILIES
 
 FOLDER = Path(__file__).with_name("tables")
 # The sizes that an entry is carried over to others by; all else of a shape has to be the same.

@@ -1,10 +1,10 @@
-"""The ops of namespace ``effv2``, one file a family: schema, check, fake, aten, CPU.
+"""The ops of namespace ``effv2``, one file an op: schema, check, fake, and every engine that can
+compute it, in the order in which they are asked.
 
-Importing this package registers them all; ``torch.ops.effv2`` then has them. The native library,
-where it was built, brings its CUDA kernels first, then come Triton's, and ops without either run
-ATen on the GPU. ``torch.ops.effv2_triton`` has the same ops with Triton first, for whoever asks for
-it by name, on the CPU too where Triton interprets. What is switched off (``launch/switched_off``)
-declines, and the next in line runs.
+Importing this package registers them all; ``torch.ops.effv2`` then has them. On a GPU an op runs on
+the first engine that has no reason not to (``Op.choose``): it was built, it is not switched off, it
+computes these arguments, and nothing after it is expected to be faster. ``torch.ops.effv2_triton``
+has the same ops for whoever asks for Triton by name, on the CPU too where Triton interprets.
 
 A convolution is given as it lies in its modules: weight, bias, norm and eps, prefixed where an op
 has two. weight: (O, I / groups, kh, kw). bias: (O,) or None. norm: (mean, variance, gamma, beta) of
@@ -15,12 +15,8 @@ float32 or weight's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-import torch
-
-from .. import _native, cuda, triton_ops
-from ..launch import switched_off
+from ..engines import native
+from ..engines import triton as triton_ops
 from . import (
     conv_act_pool,
     conv_bias_act,
@@ -31,17 +27,11 @@ from . import (
     squeeze_excite_gate,
     stem,
 )
-from ._library import (
-    NAMESPACE,
-    brought,
-    first_that_can,
-    has_kernel,
-    register_cuda,
-    register_triton,
-)
+from ._library import ON_GPU, TRITON_INTERPRETED
+from ._op import Chosen, Engine, Engines, Named, Op, Replayed, names, tell
 
-FAMILIES = {
-    module.NAME: module
+OPS: dict[str, Op] = {
+    module.OP.name: module.OP
     for module in (
         stem,
         conv_bias_act,
@@ -54,39 +44,23 @@ FAMILIES = {
     )
 }
 
-NATIVE = _native.load()
-NATIVE_OPS = frozenset(cuda.KERNELS) | {name for name in FAMILIES if has_kernel(name, "CUDA")}
-# Whether Triton's interpreter was asked for when the ops were registered.
-TRITON_INTERPRETED = triton_ops.interpreted()
+#: The ops that the native library has a kernel for, and that Triton has one for, where they are.
+NATIVE_OPS = frozenset(op.name for op in OPS.values() if op.has("cuda") and native.LOADED)
+TRITON_OPS = frozenset(op.name for op in OPS.values() if op.has("triton"))
 
-
-# What CUDA tensors run, past the dispatcher and the checks: for calls whose like was checked.
-ON_CUDA: dict[str, Callable] = {}
-
-
-def _found(name: str, by_name: bool = False, **engines: Mapping[str, Callable]) -> list[Callable]:
-    return [
-        switched_off.obeying(name, engine, table[name], by_name=by_name)
-        for engine, table in engines.items()
-        if name in table
-    ]
-
-
-for _name, _family in FAMILIES.items():
-    _whole = has_kernel(_name, "CUDA")
-    # What the native library brought whole stays as it is, unless it may have to decline.
-    if not _whole or switched_off.named(_name, "cuda"):
-        _native_kernels = {_name: brought(_name)} if _whole else cuda.KERNELS
-        _automatic = _found(_name, cuda=_native_kernels, triton=triton_ops.KERNELS)
-        register_cuda(_name, _family.fake, [*_automatic, _family.aten])
-        ON_CUDA[_name] = first_that_can(_name, [*_automatic, _family.aten])
-    else:
-        ON_CUDA[_name] = getattr(getattr(torch.ops, NAMESPACE), _name).default
-    _explicit = _found(_name, by_name=True, triton=triton_ops.EXPLICIT)
-    register_triton(
-        _family.SCHEMA,
-        fake=_family.fake,
-        aten=_family.aten,
-        implementations=[*_explicit, _family.aten],
-        devices=("CUDA", "CPU") if TRITON_INTERPRETED else ("CUDA",),
-    )
+__all__ = [
+    "NATIVE_OPS",
+    "ON_GPU",
+    "OPS",
+    "TRITON_INTERPRETED",
+    "TRITON_OPS",
+    "Chosen",
+    "Engine",
+    "Engines",
+    "Named",
+    "Op",
+    "Replayed",
+    "names",
+    "tell",
+    "triton_ops",
+]

@@ -1,4 +1,4 @@
-"""Registers an op of the ``effv2`` namespace: schema, fake, CPU, aten, autograd and autocast.
+"""Registers an op with PyTorch: schema, fake, devices, autograd, vmap and autocast.
 
 ``torch.library.Library`` with ``define`` and ``impl`` costs about half the host time of the
 ``custom_op`` decorator, which is what a batch of one feels.
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice, repeat
@@ -14,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from .._torch import below_autocast, in_forward_mode
+from ..engines import triton as triton_ops
+from ._op import Engines, Op, tell
 
 NAMESPACE = "effv2"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -24,120 +26,61 @@ TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
-def register(
-    schema: str, *, fake: Callable, aten: Callable, cpu: Callable, prepacked: bool = False
-) -> str:
-    """Define the op ``effv2::<schema>`` and return its name.
-
-    fake: shapes, dtypes and exact strides of the outputs; also checks the arguments.
-    aten: right on every device and dtype, differentiable; runs wherever no kernel of ours does,
-        and gives the backward.
-    cpu: what CPU tensors run.
-    prepacked: the op takes oneDNN's opaque weights too (see ``cpu.prepack``).
-    """
-    name = _define(LIBRARY, schema, fake, aten)
-    LIBRARY.impl(name, _checked(name, fake, cpu), "CPU")
-    if prepacked:
-        # Only our own runners pack, and only for shapes that went through the checks before.
-        LIBRARY.impl(name, cpu, "MkldnnCPU")
-    return name
+def register(op: Op) -> None:
+    """Define ``effv2::<op>`` and ``effv2_triton::<op>``, with all that dispatch asks of an op."""
+    _REGISTERED[op.name] = op
+    name = _define(LIBRARY, op)
+    LIBRARY.impl(name, _checked(op, op.cpu), "CPU")
+    if op.has("onednn"):
+        # Only our own runners pack weights, for shapes that went through the checks before.
+        LIBRARY.impl(name, op.cpu, "MkldnnCPU")
+    LIBRARY.impl(name, _checked(op, getattr(ON_GPU, name).default), "CUDA")
+    name = _define(TRITON_LIBRARY, op)
+    for device, engines in _BY_NAME.items():
+        TRITON_LIBRARY.impl(name, _checked(op, getattr(engines, name).default), device)
 
 
-def register_cuda(name: str, fake: Callable, implementations: Sequence[Callable]) -> None:
-    """Let CUDA tensors run the first of ``implementations`` that does not decline, by returning
-    NotImplemented, what it is asked for; the last one never does. Replaces what the native library
-    brought (see ``brought``)."""
-    run = _checked(name, fake, first_that_can(name, implementations))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch, that a kernel is replaced
-        LIBRARY.impl(name, run, "CUDA", allow_override=True)
+# Whether Triton's interpreter was asked for when the ops were registered.
+TRITON_INTERPRETED = triton_ops.interpreted()
+_REGISTERED: dict[str, Op] = {}
+#: What runs on CUDA tensors.
+ON_GPU = Engines(_REGISTERED, "cuda", tell)
+_BY_NAME = {"CUDA": Engines(_REGISTERED, "cuda", tell, by_name=True)}
+if TRITON_INTERPRETED:
+    _BY_NAME["CPU"] = Engines(_REGISTERED, "cpu", by_name=True)
 
 
-def brought(name: str) -> Callable:
-    """What the native library registered whole for CUDA tensors, as a function: it stays callable
-    when something else is registered in its place."""
-    kernel = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CUDA")
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-
-    def run(*args: Any) -> Any:
-        return kernel.call_boxed(keys, *args)
-
-    return run
-
-
-def register_triton(
-    schema: str,
-    *,
-    fake: Callable,
-    aten: Callable,
-    implementations: Sequence[Callable],
-    devices: Sequence[str],
-) -> None:
-    """Define the op ``effv2_triton::<schema>``, which runs the first of ``implementations`` that
-    does not decline on tensors of each of ``devices`` (dispatch keys); all else as in ``register``.
-    """
-    name = _define(TRITON_LIBRARY, schema, fake, aten)
-    for device in devices:
-        run = _checked(name, fake, first_that_can(name, implementations))
-        TRITON_LIBRARY.impl(name, run, device)
-
-
-def _define(library: torch.library.Library, schema: str, fake: Callable, aten: Callable) -> str:
-    """What an op has whatever runs it: its schema, fake, autograd and autocast."""
-    name = schema.partition("(")[0]
-    qualified = f"{library.ns}::{name}"
-    library.define(schema, tags=_TAGS)
-    torch.library.register_fake(qualified, fake, lib=library)
-    _register_autograd(library, qualified, aten)
+def _define(library: torch.library.Library, op: Op) -> str:
+    """What an op has whatever runs it: its schema, fake, autograd, vmap and autocast."""
+    qualified = f"{library.ns}::{op.name}"
+    library.define(op.schema, tags=_TAGS)
+    torch.library.register_fake(qualified, _after(op.check, op.fake), lib=library)
+    _register_autograd(library, qualified, op.aten)
     _register_vmap(library, qualified)
     for device in ("CPU", "CUDA"):
-        library.impl(name, _autocast(qualified, device), f"Autocast{device}")
-    return name
+        library.impl(op.name, _autocast(qualified, device), f"Autocast{device}")
+    return op.name
 
 
-def first_that_can(name: str, implementations: Sequence[Callable]) -> Callable:
-    if len(implementations) == 1:
-        return implementations[0]
+def _after(check: Callable, run: Callable) -> Callable:
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return run(*args)
 
-    def run(*args: Any) -> Any:
-        for implementation in implementations:
-            result = implementation(*args)
-            if result is not NotImplemented:
-                return result
-        raise AssertionError(f"effv2::{name}: the last implementation declined")
-
-    return run
+    return checked
 
 
-def has_kernel(name: str, dispatch_key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", dispatch_key)
-
-
-def _checked(name: str, fake: Callable, implementation: Callable) -> Callable:
-    """The same contract in every implementation: the fake's module-level ``check`` runs first."""
-    check = fake.check  # type: ignore[attr-defined]
+def _checked(op: Op, implementation: Callable) -> Callable:
+    """The same contract in every implementation."""
+    check = op.check
 
     def run(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents without a word
-            raise RuntimeError(f"effv2::{name}: forward-mode differentiation is not supported")
+        if in_forward_mode():  # PyTorch would drop the tangents without a word
+            raise RuntimeError(f"effv2::{op.name}: forward-mode differentiation is not supported")
         check(*args)
         return implementation(*args)
 
     return run
-
-
-def fake_of(check: Callable) -> Callable:
-    """Decorator of a fake: attaches ``check`` to it and runs it first."""
-
-    def decorate(shape_function: Callable) -> Callable:
-        def fake(*args: Any) -> Any:
-            check(*args)
-            return shape_function(*args)
-
-        fake.check = check  # type: ignore[attr-defined]
-        return fake
-
-    return decorate
 
 
 def _register_autograd(library: torch.library.Library, qualified: str, aten: Callable) -> None:
@@ -178,7 +121,7 @@ def _register_autograd(library: torch.library.Library, qualified: str, aten: Cal
             )
         result = [next(found) if need else None for need in flat_needs]
         # PyTorch wants an empty list for an empty list, whatever it is a list of.
-        none = tuple([] if count == 0 else None for count in ctx.counts)
+        none: tuple[Any, ...] = tuple([] if count == 0 else None for count in ctx.counts)
         return tuple(_arranged(result, ctx.is_tensor, ctx.counts, none))
 
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
@@ -250,12 +193,12 @@ def _no_autocast(device_type: str) -> AbstractContextManager:
 
 def _autocast(qualified: str, device: str) -> Callable:
     """Under autocast an op computes in autocast's dtype, as a convolution does."""
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+    passed_by = below_autocast(device)
     device_type = device.lower()
 
     def run(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with passed_by():
             return _overload(qualified)(*(_cast(a, dtype) for a in args))
 
     return run

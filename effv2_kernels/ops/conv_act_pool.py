@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "conv_act_pool(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, str act) "
     "-> Tensor"
 )
-OP = "conv_act_pool"
+NAME = "conv_act_pool"
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
-    _contract.check_act(OP, act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], kernel=1)
+    _contract.check_act(NAME, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, act: str
 ) -> Tensor:
@@ -42,4 +42,15 @@ def cpu(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, eps: float, 
     return on_any.mean(on_cpu.conv(x, weight, bias, norm, eps, act=act))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton_kernel("conv_act_pool"),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "conv_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "Tensor? residual, int[] stride, int[] padding, str act) -> Tensor"
 )
+NAME = "conv_bias_act"
 
 
 def check(
@@ -29,15 +31,14 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map("conv_bias_act", "x", x)
-    _contract.check_conv("conv_bias_act", x, weight, bias, norm, eps, x.shape[1])
-    _contract.check_window("conv_bias_act", x, weight, stride, padding)
-    _contract.check_act("conv_bias_act", act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1])
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
     shape = (x.shape[0], weight.shape[0], *_contract.out_size(x, weight, stride, padding))
-    _contract.check_residual("conv_bias_act", residual, shape, x)
+    _contract.check_residual(NAME, residual, shape, x)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -83,4 +84,15 @@ def cpu(
     return on_cpu.conv(x, weight, bias, norm, eps, stride, padding, act, residual=residual)
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton_kernel("conv_bias_act"),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, native_kernel, triton_kernel
 
 SCHEMA = (
     "depthwise_bias_act(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
-OP = "depthwise_bias_act"
+NAME = "depthwise_bias_act"
 
 
 def check(
@@ -31,15 +33,14 @@ def check(
     act: str,
     squeeze: bool,
 ) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, 1)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, 1)
     if weight.shape[0] != x.shape[1]:
-        _contract.fail(OP, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
-    _contract.check_window(OP, x, weight, stride, padding)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"weight is for {weight.shape[0]} channels, x has {x.shape[1]}")
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -89,4 +90,16 @@ def cpu(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native_kernel(native.depthwise_bias_act, native.why_not_depthwise),
+        triton_kernel("depthwise_bias_act"),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

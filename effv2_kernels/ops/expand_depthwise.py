@@ -4,21 +4,24 @@ the first half of an MBConv block, its first expanded tensor private to the op."
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, native_kernel, two_ops
 
 SCHEMA = (
     "expand_depthwise(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
     "float expand_eps, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor[] depthwise_norm, "
     "float depthwise_eps, int[] stride, int[] padding, str act, bool squeeze) -> (Tensor, Tensor)"
 )
-OP = "expand_depthwise"
+NAME = "expand_depthwise"
 
 
 def check(
@@ -36,21 +39,28 @@ def check(
     act: str,
     squeeze: bool,
 ) -> None:
-    _contract.check_map(OP, "x", x)
+    _contract.check_map(NAME, "x", x)
     _contract.check_conv(
-        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_", kernel=1
+        NAME,
+        x,
+        expand_weight,
+        expand_bias,
+        expand_norm,
+        expand_eps,
+        x.shape[1],
+        "expand_",
+        kernel=1,
     )
     _contract.check_conv(
-        OP, x, depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps, 1, "depthwise_"
+        NAME, x, depthwise_weight, depthwise_bias, depthwise_norm, depthwise_eps, 1, "depthwise_"
     )
     expanded, depthwise = expand_weight.shape[0], depthwise_weight.shape[0]
     if expanded != depthwise:
-        _contract.fail(OP, f"expand gives {expanded} channels, depthwise takes {depthwise}")
-    _contract.check_window(OP, x, depthwise_weight, stride, padding)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"expand gives {expanded} channels, depthwise takes {depthwise}")
+    _contract.check_window(NAME, x, depthwise_weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     expand_weight: Tensor,
@@ -107,6 +117,13 @@ def aten(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
+def two(effv2: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The same by two ops, the expanded tensor in memory between them."""
+    expand, depthwise, (stride, padding, act, squeeze) = rest[:4], rest[4:8], rest[8:]
+    hidden = effv2.conv_bias_act.default(x, *expand, None, (1, 1), (0, 0, 0, 0), act)
+    return effv2.depthwise_bias_act.default(hidden, *depthwise, stride, padding, act, squeeze)
+
+
 def cpu(
     x: Tensor,
     expand_weight: Tensor,
@@ -138,4 +155,16 @@ def cpu(
     return y, on_any.mean(y) if squeeze else y.new_empty((y.shape[0], 0))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native_kernel(native.expand_depthwise, native.why_not_expand_depthwise),
+        two_ops(two),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -4,22 +4,26 @@ Fused-MBConv block of the paper (figure 2), its expanded tensor private to the o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
+from ..engines import triton as triton_ops
+from ..launch.targets import Target
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, triton_kernel, two_ops
 
 SCHEMA = (
     "fused_mbconv(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor[] expand_norm, "
     "float expand_eps, Tensor project_weight, Tensor? project_bias, Tensor[] project_norm, "
     "float project_eps, bool residual, int[] stride, int[] padding, str act) -> Tensor"
 )
-OP = "fused_mbconv"
+NAME = "fused_mbconv"
 
 
 def check(
@@ -37,22 +41,21 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map(OP, "x", x)
+    _contract.check_map(NAME, "x", x)
     _contract.check_conv(
-        OP, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_"
+        NAME, x, expand_weight, expand_bias, expand_norm, expand_eps, x.shape[1], "expand_"
     )
     mid = expand_weight.shape[0]
     _contract.check_conv(
-        OP, x, project_weight, project_bias, project_norm, project_eps, mid, "project_", kernel=1
+        NAME, x, project_weight, project_bias, project_norm, project_eps, mid, "project_", kernel=1
     )
-    _contract.check_window(OP, x, expand_weight, stride, padding)
-    _contract.check_act(OP, act)
+    _contract.check_window(NAME, x, expand_weight, stride, padding)
+    _contract.check_act(NAME, act)
     if residual:
         size = _contract.out_size(x, expand_weight, stride, padding)
-        _contract.check_residual(OP, x, (x.shape[0], project_weight.shape[0], *size), x)
+        _contract.check_residual(NAME, x, (x.shape[0], project_weight.shape[0], *size), x)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     expand_weight: Tensor,
@@ -103,6 +106,24 @@ def aten(
     )
 
 
+def two(effv2: Any, x: Tensor, *rest: Any) -> Tensor:
+    """The same by two ops, the expanded tensor in memory between them."""
+    expand, project, (residual, stride, padding, act) = rest[:4], rest[4:8], rest[8:]
+    hidden = effv2.conv_bias_act.default(x, *expand, None, stride, padding, act)
+    skip = x if residual else None
+    sides = (0, 0, 0, 0)
+    return effv2.conv_bias_act.default(hidden, *project, skip, (1, 1), sides, "none")
+
+
+def why_not_two(arguments: Sequence[Any], target: Target | None) -> str | None:
+    """Only where Triton would compute it but for its size."""
+    if not triton_ops.missing():
+        why = triton_ops.WHY_NOT["fused_mbconv"](arguments, target)
+        if why == triton_ops.TOO_LARGE:
+            return None
+    return "it is not the size that keeps the block from one kernel"
+
+
 def images_at_a_time(
     x: Tensor, expand_weight: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> int:
@@ -143,4 +164,16 @@ def cpu(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton_kernel("fused_mbconv"),
+        two_ops(two, why_not_two),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, triton_kernel
 
 SCHEMA = (
     "gated_project(Tensor x, Tensor gate, Tensor weight, Tensor? bias, Tensor[] norm, float eps, "
     "Tensor? residual, str act) -> Tensor"
 )
-OP = "gated_project"
+NAME = "gated_project"
 
 
 def check(
@@ -27,19 +28,18 @@ def check(
     residual: Tensor | None,
     act: str,
 ) -> None:
-    _contract.check_map(OP, "x", x)
-    _contract.check_conv(OP, x, weight, bias, norm, eps, x.shape[1], kernel=1)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], kernel=1)
     if tuple(gate.shape) != (x.shape[0], x.shape[1]):
         expected = (x.shape[0], x.shape[1])
-        _contract.fail(OP, f"gate must be {expected}, got {tuple(gate.shape)}")
-    _contract.check_dtype(OP, "gate", gate, x.dtype)
-    _contract.check_device(OP, x, gate=gate)
-    _contract.check_act(OP, act)
+        _contract.fail(NAME, f"gate must be {expected}, got {tuple(gate.shape)}")
+    _contract.check_dtype(NAME, "gate", gate, x.dtype)
+    _contract.check_device(NAME, x, gate=gate)
+    _contract.check_act(NAME, act)
     shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    _contract.check_residual(OP, residual, shape, x)
+    _contract.check_residual(NAME, residual, shape, x)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     gate: Tensor,
@@ -86,4 +86,15 @@ def cpu(
     )
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        triton_kernel("gated_project"),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import FUNCTIONS, GATES
+from ..engines import native
 from . import _contract
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, native_kernel
 
 SCHEMA = (
     "squeeze_excite_gate(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, "
     'Tensor expand_weight, Tensor expand_bias, str act="silu", str gate="sigmoid") -> Tensor'
 )
-OP = "squeeze_excite_gate"
+NAME = "squeeze_excite_gate"
 
 
 def check(
@@ -26,10 +28,10 @@ def check(
     gate: str = "sigmoid",
 ) -> None:
     if pooled.dim() != 2:
-        _contract.fail(OP, f"pooled must be (N, M), got {pooled.dim()} dimensions")
-    _contract.check_floating(OP, "pooled", pooled)
+        _contract.fail(NAME, f"pooled must be (N, M), got {pooled.dim()} dimensions")
+    _contract.check_floating(NAME, "pooled", pooled)
     if reduce_weight.dim() != 2:
-        _contract.fail(OP, f"reduce_weight must be (R, M), got {reduce_weight.dim()} dimensions")
+        _contract.fail(NAME, f"reduce_weight must be (R, M), got {reduce_weight.dim()} dimensions")
     hidden, channels = reduce_weight.shape[0], pooled.shape[1]
     named = {
         "reduce_weight": (reduce_weight, (hidden, channels)),
@@ -39,15 +41,14 @@ def check(
     }
     for name, (tensor, shape) in named.items():
         if tuple(tensor.shape) != shape:
-            _contract.fail(OP, f"{name} must be {shape}, got {tuple(tensor.shape)}")
+            _contract.fail(NAME, f"{name} must be {shape}, got {tuple(tensor.shape)}")
         if tensor.dtype != pooled.dtype:
-            _contract.fail(OP, f"{name} is {tensor.dtype}, pooled is {pooled.dtype}")
-        _contract.check_device(OP, pooled, **{name: tensor})
-    _contract.check_act(OP, act)
-    _contract.check_act(OP, gate, GATES, "gate")
+            _contract.fail(NAME, f"{name} is {tensor.dtype}, pooled is {pooled.dtype}")
+        _contract.check_device(NAME, pooled, **{name: tensor})
+    _contract.check_act(NAME, act)
+    _contract.check_act(NAME, gate, GATES, "gate")
 
 
-@fake_of(check)
 def fake(
     pooled: Tensor,
     reduce_weight: Tensor,
@@ -75,4 +76,14 @@ def aten(
     return FUNCTIONS[gate](F.linear(hidden, expand_weight, expand_bias))
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=aten)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native_kernel(native.squeeze_excite_gate, native.why_not_gate),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import aten as on_any
-from .. import cpu as on_cpu
+from ..engines import aten as on_any
+from ..engines import native
+from ..engines import onednn as on_cpu
 from . import _contract
 from ._contract import Norm
-from ._library import fake_of, register
+from ._library import register
+from ._op import Op, by_aten, by_onednn, native_kernel, triton_kernel
 
 SCHEMA = (
     "stem(Tensor x, Tensor weight, Tensor? bias, Tensor[] norm, float eps, int[] stride, "
     "int[] padding, str act) -> Tensor"
 )
+NAME = "stem"
 
 
 def check(
@@ -28,13 +31,12 @@ def check(
     padding: Sequence[int],
     act: str,
 ) -> None:
-    _contract.check_map("stem", "x", x)
-    _contract.check_conv("stem", x, weight, bias, norm, eps, x.shape[1], cast=True)
-    _contract.check_window("stem", x, weight, stride, padding)
-    _contract.check_act("stem", act)
+    _contract.check_map(NAME, "x", x)
+    _contract.check_conv(NAME, x, weight, bias, norm, eps, x.shape[1], cast=True)
+    _contract.check_window(NAME, x, weight, stride, padding)
+    _contract.check_act(NAME, act)
 
 
-@fake_of(check)
 def fake(
     x: Tensor,
     weight: Tensor,
@@ -77,4 +79,16 @@ def cpu(
     return on_cpu.conv(x.to(weight.dtype), weight, bias, norm, eps, stride, padding, act)
 
 
-NAME = register(SCHEMA, fake=fake, aten=aten, cpu=cpu, prepacked=True)
+OP = Op(
+    NAME,
+    SCHEMA,
+    check,
+    fake,
+    engines=(
+        native_kernel(native.stem, native.why_not_stem),
+        triton_kernel("stem"),
+        by_onednn(cpu),
+        by_aten(aten),
+    ),
+)
+register(OP)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import aten, cpu
 from ..blocks import (
     Block,
     ConvNorm,
@@ -25,6 +24,7 @@ from ..blocks import (
     leaves_of,
     se_of,
 )
+from ..engines import aten, onednn
 from ..ops._contract import out_size
 from ..ops.fused_mbconv import images_at_a_time
 from .freshness import Snapshot, Stamp
@@ -68,6 +68,7 @@ def _fold_dtype(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def _se_weights(se: SqueezeExcite, dtype: torch.dtype) -> Gate:
     """Views of the live weights where the dtype allows it."""
+    assert se.reduce.bias is not None and se.expand.bias is not None
     return (
         se.reduce.weight.detach().flatten(1).to(dtype),
         se.reduce.bias.detach().to(dtype),
@@ -78,7 +79,8 @@ def _se_weights(se: SqueezeExcite, dtype: torch.dtype) -> Gate:
 
 def pack_for_onednn(block: Block, weights: Weights, x: Tensor) -> Weights:
     """The same weights in the layouts that oneDNN prefers for inputs shaped like x."""
-    shape, packed = tuple(x.shape), {"se": weights.se, "packed": True}
+    shape = tuple(x.shape)
+    packed: dict[str, Any] = {"se": weights.se, "packed": True}
     if isinstance(block, FusedMBConv) and block.se is None:
         expand = block.expand
         assert weights.expand is not None
@@ -87,7 +89,7 @@ def pack_for_onednn(block: Block, weights: Weights, x: Tensor) -> Weights:
     for name, part in convs_of(block):
         weight, *rest = getattr(weights, name)
         stride, groups = part.stride, part.conv.groups
-        layout = cpu.prepack(weight, shape, stride, part.padding, groups)
+        layout = onednn.prepack(weight, shape, stride, part.padding, groups)
         packed[name] = (layout, *rest)
         size = out_size(torch.empty(shape, device="meta"), weight, stride, part.padding)
         shape = (shape[0], weight.shape[0], *size)
@@ -122,7 +124,7 @@ class FoldedWeights:
             snapshot.under = joint
             self._snapshot = snapshot
         packed = snapshot.packed.get((dtype, x.shape))
-        if packed is not None and cpu.onednn_enabled():
+        if packed is not None and onednn.onednn_enabled():
             return self._with_live_gate(packed, dtype)
         return self._with_live_gate(self._fold_or_pack(snapshot, x, dtype), dtype)
 
@@ -141,7 +143,7 @@ class FoldedWeights:
                 folded = fold(self._block, dtype)
             if snapshot.stamp.cacheable:
                 snapshot.folded[dtype] = folded
-        if not cpu.runs_onednn(x, dtype):
+        if not onednn.runs_onednn(x, dtype):
             return folded
         return self._pack_second_time(snapshot, folded, x, dtype)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
-from .. import cpu, ops
+from .. import ops
+from .._torch import FakeTensor, below_autograd, is_transformed, is_watched
 from ..blocks import Block, leaves_of
+from ..engines import onednn
 from .folding import FoldedWeights, fold
 from .live import live
 from .look import Look, look_for
@@ -31,19 +31,14 @@ TRITON = torch.ops.effv2_triton
 
 def _gate_in_place(x: Tensor, gate: Tensor, *rest: Any) -> Tensor:
     """``gated_project`` on a CPU for a map that nobody else holds: saves the gated copy."""
-    *conv, residual, act = rest
+    weight, bias, norm, eps, residual, act = rest
     x.mul_(gate[:, :, None, None])
-    return cpu.conv(x, *conv, act=act, residual=residual)
+    return onednn.conv(x, weight, bias, norm, eps, act=act, residual=residual)
 
 
 # The CPU implementations themselves, for calls that nobody watches and that were checked before.
-_CPU = {name: getattr(family, "cpu", family.aten) for name, family in ops.FAMILIES.items()}
-_CPU["gated_project"] = _gate_in_place
+_CPU = {name: op.cpu for name, op in ops.OPS.items()} | {"gated_project": _gate_in_place}
 DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU.items()})
-# The same for CUDA: the dispatcher's way into Python and back is much of a small op's host time.
-DIRECT_CUDA = SimpleNamespace(
-    **{name: SimpleNamespace(default=function) for name, function in ops.ON_CUDA.items()}
-)
 
 _DEVICES = ("cpu", "cuda", "meta")
 _MOST_SHAPES = 64
@@ -63,7 +58,9 @@ class BlockRunner:
         self.watch = watched
         self.leaves = tuple(leaves_of(block))
         self.first_conv = next(leaf for leaf in self.leaves if isinstance(leaf, nn.Conv2d))
-        self._taken: set[tuple] = set()
+        # The engines of its ops, in order, by the kind of the arguments: on a GPU the dispatcher's
+        # way into Python and back, the checks and the choice are much of a small op's host time.
+        self._engines: dict[tuple, list[ops.Engine]] = {}
 
     def usable(self, x: Tensor) -> bool:
         """Whether our ops give what the original forward would, here and now."""
@@ -73,7 +70,7 @@ class BlockRunner:
             return self._unchanged() and self.watch.traced() and self._dtype_agrees(x)
         return (
             type(x) in _PLAIN_TENSORS
-            and not transformed()
+            and not is_transformed()
             and (look_for(self) is not None or self.watch.unchanged())
             and self._dtype_agrees(x)
         )
@@ -106,16 +103,17 @@ class BlockRunner:
             named = TRITON if self.triton else DISPATCHED
             return self._apply(named, sequence, self._traced(x, dtype), x, dtype)
         weights = self._weights(x, dtype, look_for(self))
-        key = None if weights.packed else _signature(x, weights)
-        effv2 = self._ops(x, weights, key)
-        with torch._C._AutoDispatchBelowAutograd():
+        key = _signature(x, weights) if x.is_cuda else ()
+        noted: list[ops.Engine] = []
+        effv2 = self._ops(weights, key, noted)
+        with below_autograd():
             if not autocast:
                 found = self._apply(effv2, sequence, weights, x, dtype)
             else:
                 with torch.autocast(device, enabled=False):
                     found = self._apply(effv2, sequence, weights, x, dtype)
-        if effv2 is DISPATCHED and x.is_cuda and len(self._taken) < _MOST_SHAPES:
-            self._taken.add(key)
+        if noted:
+            self._engines[key] = noted
         return found
 
     def _traced(self, x: Tensor, dtype: torch.dtype) -> Weights:
@@ -131,15 +129,25 @@ class BlockRunner:
             return look.live[self]
         return live([self.block], dtype)[0]
 
-    def _ops(self, x: Tensor, weights: Weights, key: Any) -> Any:
-        """The namespace of ops: past the dispatcher and the checks where a call was checked."""
+    def _ops(self, weights: Weights, key: tuple, noted: list[ops.Engine]) -> Any:
+        """The namespace of ops: past the dispatcher and the checks where a call was checked. key:
+        of a call on a GPU; noted: becomes the engines that are chosen for it."""
         if self.triton:
             return TRITON
-        if watched():
-            return DISPATCHED
-        if weights.packed:
+        if weights.packed and not is_watched():
             return DIRECT
-        return DIRECT_CUDA if x.is_cuda and key in self._taken else DISPATCHED
+        if not key or is_watched():
+            return DISPATCHED
+        if key in self._engines:
+            return ops.Replayed(self._engines[key])
+        if len(self._engines) >= _MOST_SHAPES:
+            return DISPATCHED
+
+        def note(op: ops.Op, chosen: ops.Chosen) -> None:
+            ops.tell(op, chosen)
+            noted.append(chosen.engine)
+
+        return ops.Engines(ops.OPS, "cuda", note, checks=True)
 
     def _apply(
         self, effv2: Any, sequence: Sequence, weights: Weights, x: Tensor, dtype: torch.dtype
@@ -157,8 +165,9 @@ def folds(x: Tensor, triton: bool) -> bool:
 
 
 def _signature(x: Tensor, weights: Weights) -> tuple:
-    """Of what the ops check: their arguments' shapes and dtypes."""
-    found: list[Any] = [x.dtype, x.shape[1:]]
+    """Of what the ops check and engines are chosen by: where the arguments are, their shapes and
+    their dtypes."""
+    found: list[Any] = [x.device, x.dtype, x.shape]
     for conv in (weights.conv, weights.expand, weights.depthwise, weights.project):
         if conv is not None:
             weight, bias, norm, eps = conv
@@ -184,18 +193,3 @@ def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:
             if parameter is not None and parameter.requires_grad:
                 return True
     return False
-
-
-def transformed() -> bool:
-    """Whether a functorch transform, forward-mode differentiation or ``torch.jit.trace``, which
-    would take the folded weights for constants, is under way."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def watched() -> bool:
-    """Whether a profiler or a dispatch mode is to see which ops run."""
-    return torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0

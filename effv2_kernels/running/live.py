@@ -7,14 +7,16 @@ channels_last) it is converted, every time: all those of a model in one launch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import cuda
+from .._torch import FakeTensor
 from ..blocks import Block, ConvNorm, SqueezeExcite, convs_of, se_of
-from .sequences import Conv, Gate, Weights
+from ..engines import native
+from .sequences import Conv, Weights
 
 
 def live(blocks: Sequence[Block], dtype: torch.dtype) -> list[Weights]:
@@ -23,18 +25,22 @@ def live(blocks: Sequence[Block], dtype: torch.dtype) -> list[Weights]:
     Weights are in ``dtype``, those of 3x3 and larger windows in channels_last; norms and biases in
     ``dtype`` or float32.
     """
-    read = [[(name, _read(part)) for name, part in convs_of(block)] for block in blocks]
-    gates = [_gate(se_of(block)) for block in blocks]
-    weights = [conv[0] for convs in read for _, conv in convs]
-    weights += [tensor for gate in gates for tensor in gate]
-    ready = _in_kernels_form(weights, dtype)
-    return [
-        Weights(
-            **{name: _typed(conv, ready, dtype) for name, conv in convs},
-            se=_as_matrices(gate, ready) if gate else None,
-        )
-        for convs, gate in zip(read, gates, strict=True)
-    ]
+    found = [_read_block(block) for block in blocks]
+    weights = [weight for convs, gate in found for weight in _weights_of(convs, gate)]
+    ready = iter(_in_kernels_form(weights, dtype))
+    return [_put_together(convs, gate, ready, dtype) for convs, gate in found]
+
+
+Convs = list[tuple[str, Conv]]
+
+
+def _read_block(block: Block) -> tuple[Convs, tuple[Tensor, ...]]:
+    return [(name, _read(part)) for name, part in convs_of(block)], _gate(se_of(block))
+
+
+def _weights_of(convs: Convs, gate: tuple[Tensor, ...]) -> list[Tensor]:
+    """What is converted: norms and the biases before them are read in float32 too."""
+    return [*(conv[0] for _, conv in convs), *gate]
 
 
 def _read(part: ConvNorm) -> Conv:
@@ -47,25 +53,31 @@ def _read(part: ConvNorm) -> Conv:
     if gamma is not None or beta is not None:
         gamma = torch.ones_like(mean) if gamma is None else gamma
         found = (mean, variance, gamma, torch.zeros_like(mean) if beta is None else beta)
-    return _bare(conv.weight), _bare(conv.bias), tuple(map(_bare, found)), norm.eps
+    bias = None if conv.bias is None else _bare(conv.bias)
+    return _bare(conv.weight), bias, tuple(map(_bare, found)), norm.eps
 
 
 def _gate(se: SqueezeExcite | None) -> tuple[Tensor, ...]:
     if se is None:
         return ()
-    both = se.reduce, se.expand
-    return tuple(_bare(t) for conv in both for t in (conv.weight, conv.bias))
+    assert se.reduce.bias is not None and se.expand.bias is not None
+    found = se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias
+    return tuple(map(_bare, found))
 
 
-def _bare(tensor: Tensor | None) -> Tensor | None:
+def _bare(tensor: Tensor) -> Tensor:
     """Without the parameter around it, where a graph would take it for one to be trained."""
-    return tensor.detach() if tensor is not None and torch.compiler.is_compiling() else tensor
+    return tensor.detach() if torch.compiler.is_compiling() else tensor
 
 
-def _in_kernels_form(tensors: Iterable[Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
-    """By the identity of those that have another dtype or layout: what they are converted to."""
-    unfit = [t for t in tensors if t.dtype != dtype or not _is_laid_out(t)]
-    return dict(zip(map(id, unfit), _converted(unfit, dtype), strict=True)) if unfit else {}
+def _in_kernels_form(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Those that have another dtype or layout are converted."""
+    fits = [t.dtype == dtype and _is_laid_out(t) for t in tensors]
+    unfit = [t for t, fit in zip(tensors, fits, strict=True) if not fit]
+    if not unfit:
+        return tensors
+    converted = iter(_converted(unfit, dtype))
+    return [t if fit else next(converted) for t, fit in zip(tensors, fits, strict=True)]
 
 
 def _is_laid_out(tensor: Tensor) -> bool:
@@ -75,7 +87,8 @@ def _is_laid_out(tensor: Tensor) -> bool:
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    found = cuda.convert(tensors, dtype) if tensors[0].is_cuda else NotImplemented
+    real = not (torch.compiler.is_compiling() or isinstance(tensors[0], FakeTensor))
+    found = native.convert(tensors, dtype) if real and tensors[0].is_cuda else NotImplemented
     if found is not NotImplemented:
         return found
     return [
@@ -84,17 +97,26 @@ def _converted(tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     ]
 
 
-def _typed(conv: Conv, ready: dict[int, Tensor], dtype: torch.dtype) -> Conv:
+def _put_together(
+    convs: Convs, gate: tuple[Tensor, ...], ready: Iterator[Tensor], dtype: torch.dtype
+) -> Weights:
+    """``ready``: what became of ``_weights_of`` them."""
+    typed: dict[str, Any] = {
+        name: _typed(next(ready), bias, norm, eps, dtype) for name, (_, bias, norm, eps) in convs
+    }
+    if not gate:
+        return Weights(**typed)
+    first, first_bias, second, second_bias = (next(ready) for _ in gate)
+    return Weights(**typed, se=(first.flatten(1), first_bias, second.flatten(1), second_bias))
+
+
+def _typed(
+    weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, ...], eps: float, dtype: torch.dtype
+) -> Conv:
     """A norm of several dtypes, or of one that the kernels do not read, becomes float32."""
-    weight, bias, norm, eps = conv
     if bias is not None and bias.dtype not in (dtype, torch.float32):
         bias = bias.float()
     kinds = {vector.dtype for vector in norm}
     if len(kinds) > 1 or not kinds <= {dtype, torch.float32}:
         norm = tuple(vector.float() for vector in norm)
-    return ready.get(id(weight), weight), bias, norm, eps
-
-
-def _as_matrices(gate: tuple[Tensor, ...], ready: dict[int, Tensor]) -> Gate:
-    first, first_bias, second, second_bias = (ready.get(id(t), t) for t in gate)
-    return first.flatten(1), first_bias, second.flatten(1), second_bias
+    return weight, bias, norm, eps

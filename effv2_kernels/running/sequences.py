@@ -14,6 +14,7 @@ from ..blocks import Block, ConvBNAct, FusedMBConv, MBConv
 #: A convolution as the ops take it: weight, bias, norm, eps.
 Conv = tuple[Tensor, Tensor | None, tuple[Tensor, ...], float]
 Gate = tuple[Tensor, Tensor, Tensor, Tensor]
+_ABSENT: Any = None  # no sequence asks for what its block does not have
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Weights:
     """What the ops of a block take: each convolution with its norm, live or folded, and the weights
     and biases of squeeze-and-excite. packed: for oneDNN, which no other engine reads."""
 
-    conv: Conv | None = None
-    expand: Conv | None = None
-    depthwise: Conv | None = None
-    project: Conv | None = None
-    se: Gate | None = None
+    conv: Conv = _ABSENT
+    expand: Conv = _ABSENT
+    depthwise: Conv = _ABSENT
+    project: Conv = _ABSENT
+    se: Gate = _ABSENT
     packed: bool = False
 
 
@@ -81,7 +82,7 @@ def _gate_and_project(
     return effv2.gated_project.default(y, gate, *w.project, residual, project.act)
 
 
-Sequence = Callable[[Any, Any, Weights, Any], Tensor]
+Sequence = Callable[[Any, Any, Weights, Any], Any]
 SEQUENCES: dict[type, Sequence] = {
     ConvBNAct: conv_bn_act,
     FusedMBConv: fused_mbconv,
@@ -92,7 +93,7 @@ SEQUENCES: dict[type, Sequence] = {
 def op_names(block: Block, *, pooled: bool = False) -> tuple[str, ...]:
     """The ops of the block's sequence, in order of execution; ``pooled``: of a head whose mean is
     fused."""
-    sequence = pooled_head if pooled else SEQUENCES[type(block)]
+    sequence: Sequence = pooled_head if pooled else SEQUENCES[type(block)]
     called: list[str] = []
     nothing: Any = (None, None, (), 0.0)
     parts = dict.fromkeys(("conv", "expand", "depthwise", "project", "se"), nothing)

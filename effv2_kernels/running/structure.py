@@ -9,7 +9,8 @@ from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
+
+from .._torch import GLOBAL_HOOKS
 
 _ADDRESS = Tensor.data_ptr
 _EPS = attrgetter("eps")
@@ -21,7 +22,6 @@ _NOTHING = repeat(None)
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
-_GLOBAL_HOOKS = (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks)
 # Whose modules are known to write into nobody else's tensors.
 _KNOWN_LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "python_ref.")
 
@@ -36,11 +36,10 @@ class Watch:
     """
 
     def __init__(self, links: Iterable[tuple[nn.Module, str]]):
-        links = tuple(links)
-        self._links = tuple((parent, name, parent._modules[name]) for parent, name in links)
-        self._parents = tuple(parent._modules for parent, _ in links)
-        self._names = tuple(name for _, name in links)
-        self._children = tuple(parent._modules[name] for parent, name in links)
+        self._links = tuple((parent, name, _child(parent, name)) for parent, name in links)
+        self._parents = tuple(parent._modules for parent, _, _ in self._links)
+        self._names = tuple(name for _, name, _ in self._links)
+        self._children = tuple(child for _, _, child in self._links)
         self._kinds = list(map(type, self._children))
         self._containers = tuple({id(parent): parent for parent in self._parents}.values())
         self._sizes = list(map(len, self._containers))
@@ -84,7 +83,7 @@ class Watch:
             and list(map(_GEOMETRY, self._convs)) == self._geometry
             and [gelu.approximate for gelu in self._gelus] == self._approximations
             and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
-            and not any(_GLOBAL_HOOKS)
+            and not any(GLOBAL_HOOKS)
         )
 
 
@@ -93,7 +92,8 @@ class Tensors:
     whatever is written there. The eps of norms, which it does not read again, are here too."""
 
     def __init__(self, model: nn.Module):
-        self._dictionaries = [d for m in model.modules() for d in (m._parameters, m._buffers) if d]
+        every = (d for m in model.modules() for d in (m._parameters, m._buffers))
+        self._dictionaries: list[dict[str, Any]] = [d for d in every if d]
         self._tensors = self._found()
         self._there = [t for t in self._tensors if t is not None]
         self._addresses = list(map(_ADDRESS, self._there))
@@ -123,6 +123,12 @@ class Tensors:
 
 def _are_there(values: Iterable[Any]) -> bool:
     return all(map(is_not, values, _NOTHING))
+
+
+def _child(parent: nn.Module, name: str) -> nn.Module:
+    child = parent._modules[name]
+    assert child is not None
+    return child
 
 
 def links_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

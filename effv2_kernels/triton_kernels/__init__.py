@@ -7,7 +7,7 @@ so one output channel is one row of ``kh * kw * I`` elements. Names in capitals 
 constants.
 
 THROUGH_L1 is not used by the kernels themselves: where it is set, copies into shared memory go
-through L1 (``triton_ops/_compile.py``), for what a program reads again.
+through L1 (``engines/triton/_compile.py``), for what a program reads again.
 
 The subset of the language is what Triton 3.6 and the newest have in common: no autotuner, no
 descriptors, no ``tl.range`` options, no values at run time that are specialised on.

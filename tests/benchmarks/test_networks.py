@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import python_ref
+from benchmarks.implementations import WrongOutput
 from benchmarks.suites import placement, training
-from benchmarks.timing import WrongOutput
 
 from .conftest import NETWORK, Run, keys
 

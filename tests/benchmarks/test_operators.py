@@ -8,12 +8,13 @@ import torch
 import python_ref
 from benchmarks.ops import plain
 from benchmarks.ops.cases import SUITES, Case, of_blocks, of_text
-from benchmarks.placed import blocks_of
+from benchmarks.sized_blocks import blocks_of
 from benchmarks.suites import operators
-from effv2_kernels import ops, triton_ops
+from effv2_kernels import ops
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _compile
 from effv2_kernels.launch.targets import KNOWN
-from effv2_kernels.triton_ops import _compile
-from effv2_kernels.warmup import recorded
+from effv2_kernels.patching.warmup import recorded
 
 from .conftest import Run, keys
 
@@ -141,6 +142,6 @@ def test_what_is_compiled_ahead_is_what_is_launched(
             arguments = cases[0].draw(batch, torch.bfloat16, torch.device("cpu"), random)
             operators.implementation("effv2", cases[0])(*arguments)
 
-    assert ahead == recorded(run, target, torch.bfloat16)
+    assert ahead == recorded(run, target)
     # The uneven channels of this expand_depthwise are nothing for the native kernel.
     assert bool(ahead) == (cases[0].op not in ops.NATIVE_OPS or suite == "expand_depthwise")

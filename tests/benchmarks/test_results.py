@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import pages, readme, results
-from effv2_kernels.cli.timing import quantiles
+from effv2_kernels.measuring.timing import quantiles
 
 
 @pytest.fixture

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import python_ref
-from benchmarks.placed import blocks_of
+from benchmarks import ceilings
 from benchmarks.roofline.floors import H200, Ceilings, seconds, shares, total
 from benchmarks.roofline.kernels import LEVELS, Kernel, Level
 from benchmarks.roofline.training import TRAINING
+from benchmarks.sized_blocks import blocks_of
+from effv2_kernels.launch import rates
+from effv2_kernels.launch.targets import KNOWN
 
 from .conftest import Run, keys
 
@@ -115,12 +120,31 @@ def test_looking_does_not_touch_the_model() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_the_floors_units_are_those_that_launches_are_chosen_by() -> None:
+    target = KNOWN["sm_90a"]
+    clocks = target.multiprocessors * 1.755e9
+    assert H200.plain == pytest.approx(2 * rates.of(target).float32 * clocks, rel=0.02)
+    assert H200.sfu == pytest.approx(rates.SPECIAL * clocks, rel=0.02)
+
+
+def test_measured_ceilings_take_a_gpus_units_from_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An A100 has half of a Hopper's fp32 lanes."""
+    a100 = KNOWN["sm_80"]
+    monkeypatch.setattr(ceilings.targets, "of_device", lambda device: a100)
+    told = SimpleNamespace(clock_rate=1_410_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    plain, special = ceilings._by_units(torch.device("cuda"))
+    assert plain == pytest.approx(19.5e12, rel=0.01) and special == pytest.approx(2.44e12, rel=0.01)
+
+
 def test_the_busiest_unit_decides() -> None:
-    ceilings = Ceilings("a device", memory=10.0, tensor=100.0, plain=1.0, sfu=2.0)
+    device = Ceilings("a device", memory=10.0, tensor=100.0, plain=1.0, sfu=2.0)
     kernels = [Kernel("a", bytes=20.0, tensor=100.0), Kernel("b", bytes=10.0, sfu=12.0)]
-    assert [seconds(k, ceilings) for k in kernels] == [2.0, 6.0]
-    assert total(kernels, ceilings) == 8.0
-    assert shares(kernels, ceilings) == {"memory": 0.25, "tensor": 0.0, "plain": 0.0, "sfu": 0.75}
+    assert [seconds(k, device) for k in kernels] == [2.0, 6.0]
+    assert total(kernels, device) == 8.0
+    assert shares(kernels, device) == {"memory": 0.25, "tensor": 0.0, "plain": 0.0, "sfu": 0.75}
 
 
 def test_blocks_are_measured_next_to_their_floors(small: Run) -> None:

@@ -9,15 +9,15 @@ from collections import defaultdict
 import pytest
 
 from benchmarks import results
-from effv2_kernels import triton_ops
-from effv2_kernels.cli.info import version_of
+from effv2_kernels.engines import triton as triton_ops
 from effv2_kernels.launch.targets import KNOWN
+from effv2_kernels.measuring.machine import version_of
 
 if triton_ops.missing() or triton_ops.interpreted():
     pytest.skip("Triton compiles nothing here", allow_module_level=True)
 
 from benchmarks.static import triton as static
-from effv2_kernels.triton_ops._compile import compile_all, compile_for
+from effv2_kernels.engines.triton._compile import compile_all, compile_for
 
 PATH = results.FOLDER / "static" / "triton.csv"
 ROWS = results.read(PATH)
@@ -96,7 +96,7 @@ def test_small_tiles_are_chosen_on_hopper_only_where_they_were_measured() -> Non
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_the_estimate_of_shared_memory_is_an_upper_bound(architecture: str) -> None:
     """What launches are chosen by, against what the compiler took."""
-    from effv2_kernels.launch import conv, conv_act_pool, fused_mbconv
+    from effv2_kernels.launch.triton import conv, conv_act_pool, fused_mbconv
 
     seen = 0
     for case, found in by_kernel(architecture).items():

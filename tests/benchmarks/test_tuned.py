@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import pages, results
 from benchmarks.__main__ import main
-from effv2_kernels import triton_ops
+from effv2_kernels.engines import triton as triton_ops
 
 if triton_ops.missing():
     pytest.skip("Triton is not installed", allow_module_level=True)

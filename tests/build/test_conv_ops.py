@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from effv2_kernels import _native, cuda
-from effv2_kernels.launch import expand_depthwise, targets
+from effv2_kernels import _native
+from effv2_kernels.engines import native as cuda
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.native import expand_depthwise
 from tests.ops.cases import GEOMETRIES, NORMS, SMALL, Arguments, arguments, ordered, plain
 
 STATUS = _native.load()
@@ -208,7 +210,7 @@ def test_what_is_declined_runs_through_aten(
     op: str, options: dict, h200: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Triton, which comes before ATen, would want a GPU.
-    monkeypatch.setattr("effv2_kernels.triton_ops._function", lambda name: None)
+    monkeypatch.setattr("effv2_kernels.engines.triton.missing", lambda: "not here")
     args = arguments(op, **{"geometry": SMALL, **options})
     found, expected = dispatched(op, args), plain(op, args)
     for output, theirs in zip(

@@ -26,12 +26,10 @@ import effv2_kernels
 from effv2_kernels import _native
 status = _native.load()
 assert status.loaded, status.reason
-name = "effv2::squeeze_excite_gate"
-assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 tensors = [torch.randn(s) for s in [(2, 12), (4, 12), (4,), (12, 4), (12,)]]
 try:
-    torch.ops.effv2.squeeze_excite_gate.default.redispatch(keys, *tensors)
+    torch.ops.effv2_native.squeeze_excite_gate.default.redispatch(keys, *tensors, "silu", "sigmoid")
 except RuntimeError as error:
     assert "pooled must be on a CUDA device, found cpu" in str(error), error
 else:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import effv2_kernels
-from effv2_kernels.cli import demo, main, networks
+from effv2_kernels.cli import demo, main
+from effv2_kernels.measuring import networks
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")

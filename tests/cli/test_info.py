@@ -10,6 +10,7 @@ import torch
 import effv2_kernels
 from effv2_kernels.cli import info, main
 from effv2_kernels.launch import off_tables, switched_off
+from effv2_kernels.measuring import machine
 
 
 def test_says_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +87,7 @@ def test_a_missing_tool_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", "/nonexistent")
     shown = info.text()
     assert "none found" in shown
-    assert info.driver_version() == "none"
+    assert machine.driver_version() == "none"
 
 
 def test_no_command_is_an_error() -> None:

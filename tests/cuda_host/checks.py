@@ -1,4 +1,4 @@
-"""Runs an op of ``effv2_kernels.cuda`` and checks what comes out by DESIGN section 6."""
+"""Runs an op of ``effv2_kernels.engines.native`` and checks what comes out by DESIGN section 6."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def check(implementation: Callable, op: str, geometry: Geometry, **options: Any)
 
 def check_of(implementation: Callable, op: str, args: Arguments) -> list:
     found = implementation(*ordered(op, args))
-    assert found is not NotImplemented
     found = list(found) if isinstance(found, tuple) else [found]
     reference = plain(op, mapped(args, torch.Tensor.double))
     eager = plain(op, args)

@@ -1,5 +1,5 @@
 """The ops of ``effv2_native`` as csrc/*_ops.cpp offer them, on CPU tensors, by the drivers:
-``effv2_kernels.cuda`` can then be tested whole."""
+``effv2_kernels.engines.native`` can then be tested whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels import cuda
+from effv2_kernels.engines import native as cuda
 from effv2_kernels.launch import targets
 from tests.cuda_host.runner import ACTS, DTYPES, HERE, Driver, driver
 
@@ -154,7 +154,7 @@ def native(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Native:
-    """``effv2_kernels.cuda`` with the drivers for a GPU; parametrise with names of targets."""
+    """``engines.native`` with the drivers for a GPU; parametrise with names of targets."""
     if not isinstance(request.param, str):
         raise TypeError("the name of a target")
     stand_in = Native(tmp_path_factory, request.param)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels import cuda
+from effv2_kernels.engines import native as cuda
 from tests.cuda_host.native import Native
 from tests.cuda_host.runner import DTYPES
 

@@ -14,7 +14,7 @@ from tests.fake_gpu.machine import NOTHING, Machine
 SCRIPT = """
 import ctypes, json, sys, torch, python_ref
 import effv2_kernels as ek
-from effv2_kernels.triton_ops import _launch
+from effv2_kernels.engines.triton import _launch
 
 launches = ctypes.CDLL(None).fake_gpu_launches
 KERNELS = ("stem_kernel", "squeeze_excite_gate_kernel", "fused_mbconv_kernel", "conv_kernel")

@@ -9,7 +9,7 @@ import torch
 
 from effv2_kernels import _native
 from tests.gpu.verdicts import described, judge
-from tests.ops.cases import Arguments, Geometry, arguments, mapped, ordered, plain
+from tests.ops.cases import Arguments, Geometry, arguments, mapped, ordered, plain, tensors
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -42,7 +42,7 @@ def launch(op: str, args: Arguments) -> tuple[torch.Tensor, ...]:
 
 def poison(args: Arguments) -> None:
     """Leaves NaN in the memory that the allocator hands out next."""
-    size = 4 * max(t.numel() for t in args.values() if isinstance(t, torch.Tensor)) + 4096
+    size = 4 * max(t.numel() for t in tensors(args)) + 4096
     for _ in range(2):
         torch.full((size,), torch.nan, device="cuda")
 
@@ -57,9 +57,8 @@ def check(op: str, geometry: Geometry, **options: Any) -> tuple[torch.Tensor, ..
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = launch(op, args)
         eager = plain(op, args)
-    for name, value in args.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, before[name]), f"{name} was changed"
+    same = zip(tensors(args), tensors(before), strict=True)
+    assert all(torch.equal(a, b) for a, b in same), "an argument was changed"
     right = plain(op, mapped(here, torch.Tensor.double))
     for output, theirs, reference in zip(found, eager, right, strict=True):
         assert output.shape == reference.shape and output.dtype == theirs.dtype

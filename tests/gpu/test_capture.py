@@ -1,4 +1,4 @@
-"""Real CUDA graphs: tests/patch/test_capture.py has all that needs no GPU."""
+"""Real CUDA graphs: tests/patching/test_capture.py has all that needs no GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> nn.Module:
 @pytest.fixture(autouse=True)
 def no_fall_back():
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="effv2_kernels.capture")
+        warnings.filterwarnings("error", message="effv2_kernels.patching.capture")
         yield
 
 

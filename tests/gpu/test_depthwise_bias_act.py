@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch import depthwise
-from effv2_kernels.launch.depthwise import DepthwiseLaunch
+from effv2_kernels.launch.native import depthwise
+from effv2_kernels.launch.native.depthwise import DepthwiseLaunch
 from tests.gpu import checks
 from tests.ops.cases import ACTS, Geometry
 
@@ -85,10 +85,10 @@ def test_beyond_2_31_elements() -> None:
     weight = torch.randn(channels, 1, 3, 3, dtype=torch.bfloat16, device="cuda")
     bias = torch.zeros(channels, device="cuda")
     y, pooled = torch.ops.effv2.depthwise_bias_act(
-        x, weight, bias, [1, 1], [1, 1, 1, 1], "silu", True
+        x, weight, bias, [], 0.0, [1, 1], [1, 1, 1, 1], "silu", True
     )
     alone = torch.ops.effv2.depthwise_bias_act(
-        x[-1:], weight, bias, [1, 1], [1, 1, 1, 1], "silu", True
+        x[-1:], weight, bias, [], 0.0, [1, 1], [1, 1, 1, 1], "silu", True
     )
     assert torch.equal(y[-1:], alone[0]) and torch.allclose(pooled[-1:], alone[1], rtol=0.02)
     assert not y[:-1].any() and not pooled[:-1].any()

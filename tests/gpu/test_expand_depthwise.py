@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.launch import expand_depthwise
+from effv2_kernels.launch.native import expand_depthwise
 from effv2_kernels.launch.targets import of_device
 from tests.gpu import checks
 from tests.ops.cases import ACTS, Geometry

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels.backends import runs_on
 from tests.gpu.verdicts import described, judge
 from tests.ops import cases
 
@@ -28,7 +27,7 @@ def test_an_op(op: str, dtype: torch.dtype, namespace: str, full_precision: None
     args = cases.mapped(made, lambda tensor: tensor.cuda())
     found = getattr(getattr(torch.ops, namespace), op).default(*cases.ordered(op, args))
     found = found if isinstance(found, tuple) else (found,)
-    engine = runs_on(op, torch.device("cuda"), dtype, namespace == "effv2_triton")
+    engine = cases.engine(op, args, by_name=namespace == "effv2_triton")
     want = cases.plain(op, cases.mapped(made, lambda tensor: tensor.double()))
     for ours, theirs, right in zip(found, cases.plain(op, made), want, strict=True):
         judge(op, engine, described(made), ours.cpu(), theirs, right)

@@ -13,8 +13,9 @@ import effv2_kernels as ek
 import python_ref
 from effv2_kernels.cli import tune
 from effv2_kernels.cli.tune_timer import GpuTimer
-from effv2_kernels.launch import search, tables, targets
-from effv2_kernels.triton_ops import _launch
+from effv2_kernels.engines.triton import _launch
+from effv2_kernels.launch import tables, targets
+from effv2_kernels.launch.triton import search
 from tests.gpu.verdicts import judge_over
 from tests.support import assert_as_close_as_pytorch, draws, in_float64, randomise
 

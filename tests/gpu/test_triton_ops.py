@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels import backends, triton_ops
-from effv2_kernels.triton_ops import _arguments, _launch
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _arguments, _launch
+from effv2_kernels.patching import backends
 from tests.gpu.verdicts import described, judge
 from tests.ops.cases import (
     ACTS,
@@ -33,7 +34,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(WHY_SKIP), reason=WHY_SKIP or "it runs"),
 ]
-OPS = tuple(triton_ops.EXPLICIT)
+OPS = (*triton_ops.RUN, "expand_depthwise")
 # Input and output (or expanded) channels of V2-S to XL, and awkward ones.
 CHANNELS = ((24, 96), (96, 384), (160, 960), (3, 24), (7, 33))
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from effv2_kernels.launch import conv, conv_act_pool, dense, depthwise_triton, fused_mbconv, targets
-from effv2_kernels.launch.families import FAMILIES
-from effv2_kernels.launch.selection import choose
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.triton import conv, conv_act_pool, dense, fused_mbconv
+from effv2_kernels.launch.triton import depthwise as depthwise_triton
+from effv2_kernels.launch.triton.families import FAMILIES
+from effv2_kernels.launch.triton.selection import choose
 
 SMALL_GPU = dataclasses.replace(
     targets.KNOWN["sm_80"],
@@ -55,7 +57,7 @@ SHAPES: dict[str, list[Any]] = {
 def test_a_choice_fits_what_it_is_for(kernel: str, kind: str, name: str) -> None:
     family, target = FAMILIES[kernel], TARGETS[name]
     for shape in SHAPES[kernel]:
-        found = family.closed_form(shape, kind, target)
+        found = family.modelled(shape, kind, target)
         if found is None:
             assert kernel == "fused_mbconv" and not list(family.candidates(shape, kind, target))
             continue
@@ -72,7 +74,7 @@ def test_fused_mbconv_is_one_launch_for_every_block_of_the_paper() -> None:
     for target in TARGETS.values():
         for kind in ("bfloat16", "float16"):
             for shape in SHAPES["fused_mbconv"]:
-                assert fused_mbconv.closed_form(shape, kind, target) is not None
+                assert fused_mbconv.modelled(shape, kind, target) is not None
     huge = fused_mbconv.Shape(10000, 512, 2048, 1024, 9)
     assert choose("fused_mbconv", huge, "bfloat16", targets.KNOWN["sm_90a"]) is None
 
@@ -81,7 +83,7 @@ def test_hopper_gets_tiles_for_its_own_instruction() -> None:
     target = targets.KNOWN["sm_90a"]
     for kernel in ("conv", "fused_mbconv", "conv_act_pool"):
         for shape in SHAPES[kernel]:
-            found = FAMILIES[kernel].closed_form(shape, "bfloat16", target)
+            found = FAMILIES[kernel].modelled(shape, "bfloat16", target)
             assert found.block_m >= 64 and found.warps % 4 == 0
 
 
@@ -89,15 +91,15 @@ def test_the_same_choice_every_time() -> None:
     for kernel, shapes in SHAPES.items():
         target = targets.KNOWN["sm_90a"]
         first, second = (
-            FAMILIES[kernel].closed_form(shapes[-1], "bfloat16", target) for _ in range(2)
+            FAMILIES[kernel].modelled(shapes[-1], "bfloat16", target) for _ in range(2)
         )
         assert first == second
 
 
 def test_few_rows_are_spread_and_many_get_large_tiles() -> None:
     target = targets.KNOWN["sm_90a"]
-    few = conv.closed_form(conv.Shape(144, 1536, 256, 1, True, 0), "bfloat16", target)
-    many = conv.closed_form(conv.Shape(73728, 960, 160, 1, True, 0), "bfloat16", target)
+    few = conv.modelled(conv.Shape(144, 1536, 256, 1, True, 0), "bfloat16", target)
+    many = conv.modelled(conv.Shape(73728, 960, 160, 1, True, 0), "bfloat16", target)
     programs = -(-144 // few.block_m) * -(-256 // few.block_n) * few.split_k
     assert few.split_k > 1 and programs >= target.multiprocessors // 2
     # Not the largest: on an H200 64 x 160, several to a multiprocessor, beat 128 x 160 by 1.4.

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from effv2_kernels.launch import depthwise, expand_depthwise
-from effv2_kernels.launch.expand_depthwise import ExpandDepthwiseLaunch, Problem
+from effv2_kernels.launch.native import depthwise, expand_depthwise
+from effv2_kernels.launch.native.expand_depthwise import ExpandDepthwiseLaunch, Problem
 from effv2_kernels.launch.targets import KNOWN
 from python_ref.variants import find
 

@@ -9,15 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from effv2_kernels.launch import (
-    dense,
-    depthwise,
-    depthwise_triton,
-    expand_depthwise,
-    rates,
-    targets,
-)
+from effv2_kernels.launch import rates, targets
+from effv2_kernels.launch.native import depthwise, expand_depthwise
 from effv2_kernels.launch.targets import KNOWN, Target
+from effv2_kernels.launch.triton import dense
+from effv2_kernels.launch.triton import depthwise as depthwise_triton
 
 H200 = KNOWN["sm_90a"]
 BFLOAT16 = torch.bfloat16

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import effv2_kernels as ek
-from effv2_kernels import triton_ops
 from effv2_kernels.cli import main, tune
 from effv2_kernels.cli.tune_timer import GpuTimer
-from effv2_kernels.launch import conv, dense, fused_mbconv, selection, tables, targets
-from effv2_kernels.launch.families import FAMILIES
-from effv2_kernels.launch.search import Outcome, Progress, Rejected, plan, search
-from effv2_kernels.launch.selection import Task
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch import tables, targets
+from effv2_kernels.launch.triton import conv, dense, fused_mbconv, selection
+from effv2_kernels.launch.triton.families import FAMILIES
+from effv2_kernels.launch.triton.search import Outcome, Progress, Rejected, plan, search
+from effv2_kernels.launch.triton.selection import Task
 
 TARGET = dataclasses.replace(targets.KNOWN["sm_90a"], name="NVIDIA Stand-in")
 TASKS = [
@@ -81,11 +82,11 @@ def test_the_fastest_is_found_written_and_used(path: Path) -> None:
         assert entries[task.kernel, task.shape].microseconds == pytest.approx(
             best.stages * 100.0 + 1000.0 / best.block_m
         )
-        moved.append(best != FAMILIES[task.kernel].closed_form(task.shape, task.kind, TARGET))
+        moved.append(best != FAMILIES[task.kernel].modelled(task.shape, task.kind, TARGET))
         assert selection.choose(task.kernel, task.shape, task.kind, TARGET) == best
     # Of the stand-in's favourites one may be what the model chooses, too.
     assert any(moved), "what is measured may differ from what the model chooses"
-    assert [p.done for p in seen] == [1, 2, 3] and all(p.best <= p.closed_form for p in seen)
+    assert [p.done for p in seen] == [1, 2, 3] and all(p.best <= p.before for p in seen)
     assert "3/3" in tune.line(seen[-1]) and "######" in tune.line(seen[-1])
 
 
@@ -213,11 +214,11 @@ def test_every_launch_of_a_network_is_found() -> None:
     for task, example in found.items():
         assert task.kind in dense.KINDS
         with selection.asked() as again, torch.no_grad():
-            from effv2_kernels import triton_ops
-            from effv2_kernels.triton_ops._launch import recording
+            from effv2_kernels.engines import triton as triton_ops
+            from effv2_kernels.engines.triton._launch import recording
 
             with recording(TARGET):
-                triton_ops.EXPLICIT[example.op](*example.args)
+                triton_ops.RUN[example.op](*example.args)
         assert task in again
     with pytest.raises(ValueError):
         tune.tasks_of(["resnet50"], [64], [1], torch.bfloat16, TARGET)

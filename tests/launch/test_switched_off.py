@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from effv2_kernels.launch import off_tables, op_numbers, switched_off, tables
+from effv2_kernels import ops
+from effv2_kernels.launch import off_tables, op_numbers, switched_off, tables, targets
 from effv2_kernels.launch.off_tables import Entry
 from tests.ops.cases import OPS, Geometry, arguments, ordered
 
@@ -135,31 +136,29 @@ def test_a_name_that_is_not_known_is_an_error(text: str, unknown: str, known: st
         off_tables.parse(text)
 
 
-def test_nothing_switched_off_costs_nothing(path: Path) -> None:
-    def kernel(*args: object) -> str:
-        return "ran"
-
+def test_what_nothing_names_is_not_asked_for(path: Path) -> None:
     written(path, SLOW)
-    assert switched_off.obeying("stem", "cuda", kernel) is kernel
-    by_name = switched_off.obeying("depthwise_bias_act", "triton", kernel, by_name=True)
-    assert by_name is kernel, "who asks by name is not kept from what is slow"
-    assert switched_off.obeying("depthwise_bias_act", "triton", kernel) is not kernel
+    assert not switched_off.named("stem", "cuda")
+    assert switched_off.named("depthwise_bias_act", "triton")
+    by_name = switched_off.named("depthwise_bias_act", "triton", by_name=True)
+    assert not by_name, "who asks by name is not kept from what is slow"
 
 
-def test_an_implementation_declines_and_else_runs(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_engine_is_chosen(path: Path) -> None:
     written(path, SLOW)
-    monkeypatch.setattr(switched_off, "gpu_of", lambda device: GPU)
-    run = switched_off.obeying("depthwise_bias_act", "cuda", lambda *args: "ran")
+    target = dataclasses.replace(targets.KNOWN["sm_90a"], name=GPU)
 
-    def given(channels: int, dtype: torch.dtype = HALF) -> object:
+    def chosen(channels: int, dtype: torch.dtype = HALF) -> ops.Chosen:
         x = torch.empty(32, channels, 5, 4, device="meta", dtype=dtype)
         weight = torch.empty(channels, 1, 3, 3, device="meta", dtype=dtype)
-        return run(x, weight, None, (1, 1), (1, 1, 1, 1), "silu", True)
+        arguments = x, weight, None, [], 0.0, (1, 1), (1, 1, 1, 1), "silu", True
+        return ops.OPS["depthwise_bias_act"].choose(arguments, "cuda", target, built=True)
 
-    assert given(24) is NotImplemented
-    assert given(25) == given(24, torch.float16) == "ran"
+    off = chosen(24)
+    assert off.engine.name == "aten"
+    assert [name for name, _ in off.reasons] == ["cuda", "triton"]
+    assert all("slower: 0.80x" in why for _, why in off.reasons)
+    assert chosen(25).engine.name == chosen(24, torch.float16).engine.name == "cuda"
 
 
 def test_sentences_for_a_report(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from effv2_kernels.launch import conv, fused_mbconv, off_tables, selection, tables, targets
+from effv2_kernels.launch import off_tables, tables, targets
+from effv2_kernels.launch.triton import conv, fused_mbconv, selection
 
 TARGET = dataclasses.replace(targets.KNOWN["sm_90a"], name="NVIDIA Test GPU (2)")
 SHAPE = conv.Shape(18432, 960, 160, 1, True, 0)
@@ -48,16 +49,16 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert tables.read(path) == [faster, OTHER]
 
 
-def test_a_tuned_launch_goes_before_the_closed_form(path: Path) -> None:
-    closed = conv.closed_form(SHAPE, "bfloat16", TARGET)
-    assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == closed != CHOICE
+def test_a_tuned_launch_goes_before_the_modelled_one(path: Path) -> None:
+    modelled = conv.modelled(SHAPE, "bfloat16", TARGET)
+    assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == modelled != CHOICE
     tables.write(path, [ENTRY, OTHER])
     forget()
     assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == CHOICE
     assert selection.choose("conv", SHAPE, "float16", TARGET) != CHOICE
     other_gpu = targets.KNOWN["sm_80"]
-    closed = conv.closed_form(SHAPE, "bfloat16", other_gpu)
-    assert selection.choose("conv", SHAPE, "bfloat16", other_gpu) == closed
+    modelled = conv.modelled(SHAPE, "bfloat16", other_gpu)
+    assert selection.choose("conv", SHAPE, "bfloat16", other_gpu) == modelled
 
 
 def test_the_nearest_number_of_rows_counts_and_nothing_else(path: Path) -> None:
@@ -75,15 +76,15 @@ def test_the_nearest_number_of_rows_counts_and_nothing_else(path: Path) -> None:
     assert chosen(rows=40000 * 4) == nearer.choice
     for changes in ({"rows": 40000 * 5}, {"channels": 961}, {"out_channels": 161}, {"taps": 9}):
         shape = dataclasses.replace(SHAPE, **changes)
-        assert chosen(**changes) == conv.closed_form(shape, "bfloat16", TARGET)
+        assert chosen(**changes) == conv.modelled(shape, "bfloat16", TARGET)
 
 
 def test_a_launch_that_does_not_fit_is_not_used(path: Path) -> None:
     large = dataclasses.replace(ENTRY, choice=conv.Choice(256, 256, 128, 1, 8, 4))
     tables.write(path, [large])
     forget()
-    closed = conv.closed_form(SHAPE, "bfloat16", TARGET)
-    assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == closed
+    modelled = conv.modelled(SHAPE, "bfloat16", TARGET)
+    assert selection.choose("conv", SHAPE, "bfloat16", TARGET) == modelled
 
 
 def good() -> dict:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import effv2_kernels  # noqa: F401  (registers the ops)
-from effv2_kernels import cpu
+from effv2_kernels import ops
+from effv2_kernels.engines import onednn
 
 OPS = (
     "stem",
@@ -217,6 +218,11 @@ def run(op: str, args: Arguments) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def engine(op: str, args: Arguments, device: str = "cuda", **choice: Any) -> str:
+    """The name of the one that ``Op.choose`` gives the op on a device of that type."""
+    return ops.OPS[op].choose(ordered(op, args), device, **choice).engine.name
+
+
 def mapped(args: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
     """With every tensor changed, those of norms too."""
     return {
@@ -302,7 +308,7 @@ def packed(op: str, args: Arguments, size: Sequence[int] | None = None) -> Argum
         stride = args["stride"] if window else [1, 1]
         padding = args["padding"] if window else [0, 0, 0, 0]
         groups = shape[1] // weight.shape[1]
-        found[name] = cpu.prepack(weight, shape, stride, padding, groups)
+        found[name] = onednn.prepack(weight, shape, stride, padding, groups)
         sides = Geometry(shape[2:], tuple(weight.shape[2:]), tuple(stride), tuple(padding)).out()
         shape = (shape[0], weight.shape[0], *sides)
     return found

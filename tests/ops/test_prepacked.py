@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels import cpu
+from effv2_kernels.engines import onednn
 from tests.ops.cases import (
     ACTS,
     GEOMETRIES,
@@ -27,7 +27,7 @@ from tests.ops.cases import (
 from tests.support import assert_as_close_as_pytorch
 
 CONVOLVING = [op for op in OPS if op != "squeeze_excite_gate"]
-NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in cpu.onednn_dtypes()]
+NATIVE = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in onednn.onednn_dtypes()]
 pytestmark = pytest.mark.skipif(not NATIVE, reason="this PyTorch has no oneDNN")
 
 
@@ -87,6 +87,6 @@ def test_gradient_for_the_input(op: str) -> None:
 def test_packing_leaves_the_weight_alone() -> None:
     weight = folded("conv_bias_act")["weight"]
     before = weight.clone()
-    layout = cpu.prepack(weight, (2, 7, 5, 6), [1, 1], [1, 1, 1, 1], 1)
+    layout = onednn.prepack(weight, (2, 7, 5, 6), [1, 1], [1, 1, 1, 1], 1)
     weight.zero_()
     assert torch.equal(layout.to_dense(), before), "the packed weight is a view of the plain one"

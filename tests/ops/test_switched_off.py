@@ -19,48 +19,55 @@ from effv2_kernels.launch.off_tables import Entry
 ROOT = Path(__file__).parents[2]
 GPU = "NVIDIA Test GPU (2)"
 SCRIPT = """
-import json, sys, warnings
+import dataclasses, json, sys, warnings
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message=".* runs through ATen")
 import torch
-early = torch.library.Library("effv2", "IMPL", "CUDA")
 launched = []
-# As the native library brings it.
-early.impl("squeeze_excite_gate", lambda pooled, *rest: launched.append("gate") or pooled + 7)
 
 import effv2_kernels
-from effv2_kernels import triton_ops
-from effv2_kernels.launch import switched_off
-from effv2_kernels.ops import FAMILIES, _library
+from effv2_kernels.engines import native
+from effv2_kernels.launch import targets
+from effv2_kernels.ops import OPS, _op
 from tests.ops.cases import Geometry, arguments, ordered
 
-def kernel(name):
-    return lambda *args: launched.append(name) or FAMILIES[name].aten(*args)
+def counted(name, engine):
+    def run(*args):
+        launched.append(f"{name}:{engine.name}")
+        return OPS[name].aten(*args)
+    return run
 
-triton_ops._function = kernel
-switched_off.gpu_of = lambda device: sys.argv[1]
+native.LOADED = True
+target = dataclasses.replace(targets.KNOWN["sm_90a"], name=sys.argv[1])
+_op._target_of = lambda x: target
+for name, op in OPS.items():
+    engines = [
+        dataclasses.replace(e, run=counted(name, e)) if e.name in ("cuda", "triton") else e
+        for e in op.engines
+    ]
+    object.__setattr__(op, "engines", tuple(engines))
 geometry = Geometry((6, 5), (3, 3), (1, 1), (1, 1, 1, 1))
 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 found = {}
 for namespace in ("effv2", "effv2_triton"):
-    for name, family in FAMILIES.items():
+    for name, family in OPS.items():
         for dtype in (torch.bfloat16, torch.float32):
             args = ordered(name, arguments(name, geometry, dtype=dtype))
             op = getattr(getattr(torch.ops, namespace), name).default
             launched.clear()
             ours, right = op.redispatch(keys, *args), family.aten(*args)
             ours, right = ((t if isinstance(t, tuple) else (t,))[0] for t in (ours, right))
-            same = torch.equal(ours, right) or launched == ["gate"]
+            same = torch.equal(ours, right) or len(launched) == 2
             found[f"{namespace} {name} {dtype}"] = [*launched, *([] if same else ["WRONG"])]
-replaced = "effv2/squeeze_excite_gate/CUDA" in _library.LIBRARY._op_impls
-print(json.dumps([found, replaced]))
+print(json.dumps(found))
 """
 Launched = dict[str, list[str]]
 
 
-def launched(tmp_path: Path, *entries: Entry, disable: str = "") -> tuple[Launched, bool]:
+def launched(tmp_path: Path, *entries: Entry, disable: str = "") -> Launched:
     """By "namespace op dtype": which kernels were launched in a process with these entries for GPU
-    and this EFFV2_DISABLE; and whether the native library's whole op was replaced. The process has
-    a copy of the package in which nothing is off by its own tables, and without the library."""
+    and this EFFV2_DISABLE. The process has a copy of the package in which nothing is off by its own
+    tables, and stand-ins for all kernels."""
     if entries:
         off_tables.write(off_tables.path_of(GPU, tmp_path), entries)
     tree = tmp_path / "tree"
@@ -85,9 +92,7 @@ def entry(op: str, engine: str, reason: str, dtype: str = "any", **shape: int) -
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """What is launched where nothing is switched off."""
-    found, replaced = launched(tmp_path_factory.mktemp("none"))
-    assert not replaced, "the native library's op stays as it is"
-    return found
+    return launched(tmp_path_factory.mktemp("none"))
 
 
 def changes(found: Launched, everything: Launched) -> dict[str, list[str]]:
@@ -95,15 +100,19 @@ def changes(found: Launched, everything: Launched) -> dict[str, list[str]]:
 
 
 def test_every_engine_is_launched_where_nothing_is_off(everything: Launched) -> None:
-    assert everything["effv2 squeeze_excite_gate torch.bfloat16"] == ["gate"]
+    assert everything["effv2 squeeze_excite_gate torch.bfloat16"] == ["squeeze_excite_gate:cuda"]
     assert everything["effv2_triton squeeze_excite_gate torch.bfloat16"] == []
-    for op in ("stem", "conv_bias_act", "expand_depthwise", "gated_project"):
-        for namespace in ("effv2", "effv2_triton"):
-            assert everything[f"{namespace} {op} torch.bfloat16"] == [op]
+    for namespace, depthwise in (("effv2", "cuda"), ("effv2_triton", "triton")):
+        for op in ("stem", "conv_bias_act", "gated_project"):
+            assert everything[f"{namespace} {op} torch.bfloat16"] == [f"{op}:triton"]
+        slides = f"depthwise_bias_act:{depthwise}"
+        assert everything[f"{namespace} depthwise_bias_act torch.float32"] == [slides]
+        both = everything[f"{namespace} expand_depthwise torch.bfloat16"]
+        assert both == ["conv_bias_act:triton", slides]
 
 
 def test_the_variable(everything: Launched, tmp_path: Path) -> None:
-    found, _ = launched(tmp_path, disable="stem:triton,gated_project,conv_bias_act:cuda")
+    found = launched(tmp_path, disable="stem:triton,gated_project,conv_bias_act:cuda")
     ops = "stem", "gated_project"
     off = [key for key, names in everything.items() if names and key.split()[1] in ops]
     assert len(off) == 6, "in float32 only who asks for Triton by name gets it"
@@ -113,27 +122,25 @@ def test_the_variable(everything: Launched, tmp_path: Path) -> None:
 def test_a_table(everything: Launched, tmp_path: Path) -> None:
     wrong = entry("fused_mbconv", "triton", "wrong: 1 of 9 outputs", "bfloat16")
     slow = entry("conv_act_pool", "any", "slower: 0.80x", "bfloat16")
-    small = entry("depthwise_bias_act", "triton", "wrong", height=6, kernel=3, least_batch=1)
+    small = entry("depthwise_bias_act", "cuda", "wrong", height=6, kernel=3, least_batch=1)
     other = entry("stem", "triton", "wrong", height=7)
-    found, replaced = launched(tmp_path, wrong, slow, small, other)
-    assert not replaced
-    off = {
-        "effv2 fused_mbconv torch.bfloat16",
-        "effv2_triton fused_mbconv torch.bfloat16",
-        "effv2 conv_act_pool torch.bfloat16",
-        *(key for key in everything if "depthwise_bias_act" in key),
+    slides = ["depthwise_bias_act:triton"]
+    assert changes(launched(tmp_path, wrong, slow, small, other), everything) == {
+        "effv2 fused_mbconv torch.bfloat16": [],
+        "effv2_triton fused_mbconv torch.bfloat16": [],
+        "effv2 conv_act_pool torch.bfloat16": [],
+        "effv2 depthwise_bias_act torch.bfloat16": slides,
+        "effv2 depthwise_bias_act torch.float32": slides,
+        "effv2 expand_depthwise torch.bfloat16": ["conv_bias_act:triton", *slides],
+        "effv2 expand_depthwise torch.float32": slides,
     }
-    assert changes(found, everything) == {key: [] for key in off}
 
 
-def test_an_op_that_the_native_library_brought_whole(everything: Launched, tmp_path: Path) -> None:
-    off = entry("squeeze_excite_gate", "cuda", "wrong", "bfloat16")
-    found, replaced = launched(tmp_path, off)
-    assert replaced
+def test_an_op_with_no_other_kernel(everything: Launched, tmp_path: Path) -> None:
+    found = launched(tmp_path, entry("squeeze_excite_gate", "cuda", "wrong", "bfloat16"))
     assert changes(found, everything) == {"effv2 squeeze_excite_gate torch.bfloat16": []}
 
 
 def test_all_is_on_where_the_variable_says_so(everything: Launched, tmp_path: Path) -> None:
     off = entry("squeeze_excite_gate", "cuda", "wrong"), entry("stem", "any", "wrong")
-    found, replaced = launched(tmp_path, *off, disable="none")
-    assert not replaced and changes(found, everything) == {}
+    assert changes(launched(tmp_path, *off, disable="none"), everything) == {}

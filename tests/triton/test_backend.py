@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import effv2_kernels as ek
 import python_ref
-from effv2_kernels import triton_ops
-from effv2_kernels.backends import runs_on
-from effv2_kernels.launch import expand_depthwise, off_tables, switched_off, targets
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch import off_tables, switched_off, targets
+from effv2_kernels.launch.native import expand_depthwise
 from effv2_kernels.launch.off_tables import Entry
 from python_ref.variants import Stage, Variant
-from tests.ops.cases import OPS, arguments, mapped, ordered, plain
+from tests.ops.cases import OPS, arguments, engine, mapped, ordered, plain
 
 TINY = Variant(
     name="tiny",
@@ -33,9 +33,10 @@ TINY = Variant(
     train_size=32,
     eval_size=32,
 )
+TARGET = targets.KNOWN["sm_90a"]
 # The package exports functions of these names.
-backends = importlib.import_module("effv2_kernels.backends")
-warmup_module = importlib.import_module("effv2_kernels.warmup")
+backends = importlib.import_module("effv2_kernels.patching.backends")
+warmup_module = importlib.import_module("effv2_kernels.patching.warmup")
 WITHOUT_A_GPU = pytest.mark.skipif(
     torch.cuda.is_available() or triton_ops.interpreted(), reason="Triton runs here"
 )
@@ -77,11 +78,11 @@ def test_auto_falls_back_from_cuda_to_triton_to_aten(monkeypatch: pytest.MonkeyP
 
 @WITH_TRITON
 def test_the_report_names_what_runs() -> None:
-    cuda, half = torch.device("cuda"), torch.bfloat16
-    assert runs_on("fused_mbconv", cuda, half, triton=True) == "triton"
-    assert runs_on("squeeze_excite_gate", cuda, half, triton=True) == "aten"
-    assert runs_on("fused_mbconv", cuda, torch.float64, triton=True) == "aten"
-    assert runs_on("depthwise_bias_act", cuda, half, triton=True) == "triton"
+    def by_name(op: str, dtype: torch.dtype = torch.bfloat16) -> str:
+        return engine(op, arguments(op, dtype=dtype), target=TARGET, by_name=True)
+
+    assert by_name("fused_mbconv") == by_name("depthwise_bias_act") == "triton"
+    assert by_name("squeeze_excite_gate") == by_name("fused_mbconv", torch.float64) == "aten"
 
 
 @WITH_TRITON
@@ -89,9 +90,10 @@ def test_the_report_names_what_runs() -> None:
 def test_float32_is_left_to_cudnn_unless_asked_for(allowed: bool, monkeypatch) -> None:
     """Where TF32 is allowed too: Triton's would err three times as much as cuDNN's."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    assert not triton_ops.has("fused_mbconv", torch.float32, explicit=False)
-    assert triton_ops.has("fused_mbconv", torch.float32, explicit=True)
-    assert triton_ops.has("depthwise_bias_act", torch.float32, explicit=False)
+    dense, sliding = arguments("fused_mbconv"), arguments("depthwise_bias_act")
+    assert engine("fused_mbconv", dense, target=TARGET) == "aten"
+    assert engine("fused_mbconv", dense, target=TARGET, by_name=True) == "triton"
+    assert engine("depthwise_bias_act", sliding, target=TARGET, built=False) == "triton"
 
 
 @pytest.mark.parametrize("namespace", ["effv2", "effv2_triton"])
@@ -154,6 +156,7 @@ def test_warmup_leaves_out_what_is_switched_off(monkeypatch, tmp_path) -> None:
         off = [
             Entry("fused_mbconv", "triton", "bfloat16", (), "slower: 0.8x", "abc123"),
             Entry("expand_depthwise", "cuda", "any", (), "wrong", "abc123"),
+            Entry("depthwise_bias_act", "cuda", "any", (), "wrong", "abc123"),
         ]
         off_tables.write(off_tables.path_of(target.name, tmp_path), off)
         assert "fused_mbconv_kernel" not in kernels(frozenset())

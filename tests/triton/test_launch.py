@@ -17,13 +17,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from effv2_kernels import triton_ops
+from effv2_kernels import ops
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.engines.triton import _compile, _launch
+from effv2_kernels.engines.triton._compile import compile_all, compile_for
+from effv2_kernels.engines.triton._launch import Instance, launch, recording
 from effv2_kernels.launch import targets
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _compile, _launch
-from effv2_kernels.triton_ops._compile import compile_all, compile_for
-from effv2_kernels.triton_ops._launch import Instance, launch, recording
-from tests.ops.cases import arguments, mapped, ordered
+from effv2_kernels.launch.triton.conv import Choice
+from tests.ops.cases import Arguments, arguments, mapped, ordered
 
 TARGET = targets.KNOWN["sm_90a"]
 
@@ -141,14 +142,23 @@ def test_a_launch_is_on_its_tensors_device(monkeypatch: pytest.MonkeyPatch) -> N
     assert launched == [0, 1] and entered == [1, -1]
 
 
+OPS = (*triton_ops.RUN, "expand_depthwise")
+
+
+def run(op: str, args: Arguments) -> None:
+    """On the engines that are chosen for who asks for Triton by name."""
+    engines = ops.Engines(ops.OPS, "cuda", target=TARGET, by_name=True)
+    getattr(engines, op).default(*ordered(op, args))
+
+
 def recorded(op: str, dtype: torch.dtype = torch.bfloat16) -> list[Instance]:
     args = mapped(arguments(op, dtype=dtype, bias_dtype=torch.float32), lambda t: t.to("meta"))
     with recording(TARGET) as found:
-        triton_ops.EXPLICIT[op](*ordered(op, args))
+        run(op, args)
     return list(found)
 
 
-@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+@pytest.mark.parametrize("op", OPS)
 def test_what_is_passed_is_what_the_kernels_take(op: str) -> None:
     """The short path passes by position: constants last, in the order of the parameters."""
     for instance in recorded(op):
@@ -160,7 +170,7 @@ def test_what_is_passed_is_what_the_kernels_take(op: str) -> None:
         assert {p.name for p in kernel.params if p.do_not_specialize} == set(numbers)
 
 
-@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+@pytest.mark.parametrize("op", OPS)
 def test_an_eps_is_compiled_in_where_there_is_a_norm(op: str) -> None:
     """Each convolution's own; a bias alone has one kernel, and partial sums have neither."""
 
@@ -168,7 +178,7 @@ def test_an_eps_is_compiled_in_where_there_is_a_norm(op: str) -> None:
         args = arguments(op, dtype=torch.bfloat16, norm=norm)
         args |= {name: scale * args[name] for name in args if name.endswith(only)}
         with recording(TARGET) as instances:
-            triton_ops.EXPLICIT[op](*ordered(op, mapped(args, lambda t: t.to("meta"))))
+            run(op, mapped(args, lambda t: t.to("meta")))
         return list(instances)
 
     names = [name for name in arguments(op) if name.endswith("eps")]
@@ -182,7 +192,7 @@ def test_an_eps_is_compiled_in_where_there_is_a_norm(op: str) -> None:
     assert [n - absent[0] for n in absent] == [0, 2 * len(names), 4 * len(names)]
 
 
-@pytest.mark.parametrize("op", triton_ops.EXPLICIT)
+@pytest.mark.parametrize("op", OPS)
 def test_an_instance_is_the_same_on_its_way_to_a_worker(op: str) -> None:
     """An eps above all, which is no round number in binary."""
     for instance in recorded(op):
@@ -198,11 +208,11 @@ def test_a_thread_computes_the_scales_of_few_columns(
     """Not those of its part of a product, which are 16 and more; a bias alone is only added."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = Choice(block_m=64, block_n=64, block_k=64, split_k=1, warps=4, stages=2)
-    monkeypatch.setattr("effv2_kernels.triton_ops.conv.choose", lambda *args: tile)
+    monkeypatch.setattr("effv2_kernels.engines.triton.conv.choose", lambda *args: tile)
     for norm, roots in (("affine", 1), ("none", 0)):
         args = arguments("conv_bias_act", dtype=torch.bfloat16, channels=(64, 64), norm=norm)
         with recording(TARGET) as found:
-            triton_ops.EXPLICIT["conv_bias_act"](
+            triton_ops.RUN["conv_bias_act"](
                 *ordered("conv_bias_act", mapped(args, lambda t: t.to("meta")))
             )
         (instance,) = found
@@ -255,9 +265,9 @@ import torch
 from triton.compiler import CompiledKernel
 import effv2_kernels as ek, python_ref
 from effv2_kernels.launch import targets
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _launch
-from effv2_kernels.warmup import _Recorder
+from effv2_kernels.launch.triton.conv import Choice
+from effv2_kernels.engines.triton import _launch
+from effv2_kernels.patching.warmup import _Recorder
 
 # As on a GPU, with real addresses, but that a kernel is neither loaded nor run.
 TARGET = targets.KNOWN["sm_90a"]
@@ -268,12 +278,12 @@ def launch(kernel, grid, arguments, constants, *, warps, stages=1):
     _launch._launch(kernel, grid, arguments, constants, warps, stages, 0)
 
 for name, module in list(sys.modules.items()):
-    if name.startswith("effv2_kernels.triton_ops.") and hasattr(module, "launch"):
+    if name.startswith("effv2_kernels.engines.triton.") and hasattr(module, "launch"):
         module.launch, module.target_of = launch, lambda x: TARGET
 model = python_ref.create("b0", num_classes=10).eval().bfloat16()
 ek.patch(model)
 image = torch.randn(2, 3, 64, 64).bfloat16()
-with torch.no_grad(), _Recorder(ek.ops.NATIVE_OPS, torch.bfloat16, TARGET):
+with torch.no_grad(), _Recorder(ek.ops.NATIVE_OPS, TARGET):
     model(image)
 print(len(_launch._COMPILED))
 """
@@ -309,7 +319,7 @@ def test_an_unaligned_tensor_is_read_in_narrower_pieces(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with recording(TARGET) as found:
         args = arguments("conv_bias_act", dtype=torch.bfloat16, channels=(16, 32))
-        triton_ops.EXPLICIT["conv_bias_act"](
+        triton_ops.RUN["conv_bias_act"](
             *ordered("conv_bias_act", mapped(args, lambda t: t.to("meta")))
         )
     (instance, *_) = found

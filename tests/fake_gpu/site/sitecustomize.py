@@ -88,10 +88,10 @@ def nothing_to_calibrate(module: Any) -> None:
 AFTER: dict[str, Callable[[Any], None]] = {
     "torch": torch_is_there,
     "torch.testing": equal_on_the_device,
-    "effv2_kernels.cli.agreement": errors_are_made_up,
-    "effv2_kernels.cli.networks": nothing_to_calibrate,
+    "effv2_kernels.measuring.agreement": errors_are_made_up,
+    "effv2_kernels.measuring.networks": nothing_to_calibrate,
     "tests.support": errors_are_made_up,
-    "effv2_kernels.cli.timing": clock_is_the_device,
+    "effv2_kernels.measuring.timing": clock_is_the_device,
 }
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effv2_kernels import triton_ops
+from effv2_kernels import ops
 from tests.ops.cases import NORMS, Arguments, mapped, ordered, plain, tensors
 from tests.ops.test_values import storage_bytes
 from tests.support import assert_as_close_as_pytorch
 
 # What the interpreter multiplies rightly: its bfloat16 product is not one.
+BY_NAME = ops.Engines(ops.OPS, "cpu", lambda op, chosen: is_tritons(chosen.engine), by_name=True)
 DTYPES = (torch.float32, torch.float16)
 
 
@@ -26,9 +27,12 @@ def vectors(seed: int) -> dict[str, Any]:
     }
 
 
+def is_tritons(engine: ops.Engine) -> None:
+    assert engine.name in ("triton", "two ops"), f"{engine.name} was chosen"
+
+
 def run(op: str, args: Arguments) -> tuple[Tensor, ...]:
-    found = triton_ops.EXPLICIT[op](*ordered(op, args))
-    assert found is not NotImplemented, f"{op} declined"
+    found = getattr(BY_NAME, op).default(*ordered(op, args))
     return found if isinstance(found, tuple) else (found,)
 
 

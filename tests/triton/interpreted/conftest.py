@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effv2_kernels.triton_ops import _arguments, conv, depthwise, fused_mbconv, pool
+from effv2_kernels.engines.triton import _arguments, conv, depthwise, fused_mbconv, pool
 
 _GUARD, _MARK = 64, 1234.5
 _CHOOSERS = {"conv": conv, "fused_mbconv": fused_mbconv, "pool": pool, "depthwise": depthwise}

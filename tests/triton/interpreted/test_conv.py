@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels import triton_ops
-from effv2_kernels.launch.conv import Choice
-from effv2_kernels.triton_ops import _arguments
-from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, SMALL, Geometry, arguments, ordered, plain
+from effv2_kernels.engines.triton import _arguments
+from effv2_kernels.launch.triton.conv import Choice
+from tests.ops.cases import (
+    ACTS,
+    GEOMETRIES,
+    LAYOUTS,
+    SMALL,
+    Geometry,
+    arguments,
+    engine,
+    plain,
+)
 from tests.support import relative_error
 from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
@@ -171,7 +179,7 @@ def test_no_images() -> None:
 def test_what_is_declined() -> None:
     for op in ("conv_bias_act", "gated_project", "stem"):
         args = arguments(op, dtype=torch.float64)
-        assert triton_ops.EXPLICIT[op](*ordered(op, args)) is NotImplemented
+        assert engine(op, args, "cpu", by_name=True) == "aten"
 
 
 def test_a_wrong_kernel_would_be_noticed(tiles) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels import triton_ops
-from effv2_kernels.launch.fused_mbconv import Choice
-from effv2_kernels.triton_ops import _arguments, fused_mbconv
-from tests.ops.cases import ACTS, GEOMETRIES, LAYOUTS, SMALL, Geometry, arguments, ordered, plain
+from effv2_kernels.engines.triton import _arguments, fused_mbconv
+from effv2_kernels.launch.triton.fused_mbconv import Choice
+from tests.ops.cases import (
+    ACTS,
+    GEOMETRIES,
+    LAYOUTS,
+    SMALL,
+    Geometry,
+    arguments,
+    engine,
+    plain,
+)
 from tests.triton.interpreted.check import DTYPES, check, run, vectors
 
 OP = "fused_mbconv"
@@ -100,4 +108,4 @@ def test_elements_counted_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_images_and_what_is_declined() -> None:
     check(OP, arguments(OP, batch=0))
     args = arguments(OP, dtype=torch.float64)
-    assert triton_ops.EXPLICIT[OP](*ordered(OP, args)) is NotImplemented
+    assert engine(OP, args, "cpu", by_name=True) == "aten"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effv2_kernels import triton_ops
-from effv2_kernels.launch.conv import Choice
+from effv2_kernels.engines import triton as triton_ops
+from effv2_kernels.launch.triton.conv import Choice
 from tests.ops.cases import SMALL, Arguments, arguments
 from tests.support import relative_error
 from tests.triton.interpreted.check import check, run
 
-OPS = tuple(triton_ops.EXPLICIT)
+OPS = (*triton_ops.RUN, "expand_depthwise")
 
 
 def norms(args: Arguments) -> list[str]:

@@ -1,0 +1,1 @@
+"""Launch choices of the kernels in csrc/."""

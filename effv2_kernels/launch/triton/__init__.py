@@ -1,0 +1,1 @@
+"""Launch choices of the kernels in triton_kernels/, one file a kernel, and how they are found."""
