@@ -23,7 +23,15 @@ from . import macs
 from .backends import choose, switched_off_notes
 from .choices import Noted, Where, aten_notes, by_batch, here
 from .report import Patched, PatchReport, Skipped
-from .wrappers import OURS, BlockForward, ModelForward, ModelRunner, PatchedRepr, ReplicateUnpatched
+from .wrappers import (
+    OURS,
+    BlockForward,
+    ModelForward,
+    ModelRunner,
+    PatchedRepr,
+    PatchedTrain,
+    ReplicateUnpatched,
+)
 
 _TRAINING_NOTE = (
     "inference only: in training mode, and where autograd records, "
@@ -202,7 +210,7 @@ def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
     runner = BlockRunner(block, Watch(links_of(module)), triton)
     forward = BlockForward(module, runner)
     shown = PatchedRepr(module, ", ".join(op_names(block)), [forward])
-    _put(module, forward=forward, extra_repr=shown)
+    _put(module, forward=forward, train=PatchedTrain(module, forward), extra_repr=shown)
 
 
 def _put(module: nn.Module, **methods: Any) -> None:
@@ -225,7 +233,9 @@ def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
     pooled = head is not None and runner.pools_plainly
     shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]
     text = ", ".join(f"{n} by {op_names(b, pooled=p)[0]}" for n, b, p in shown if b is not None)
-    _put(ends.model, **methods, extra_repr=PatchedRepr(ends.model, text, methods.values()))
+    shown_ends = PatchedRepr(ends.model, text, methods.values())
+    train = PatchedTrain(ends.model, methods[ends.methods[0]])
+    _put(ends.model, **methods, train=train, extra_repr=shown_ends)
     if pooled:
         yield prefix + str(ends.head_name)
 

@@ -28,6 +28,10 @@ class _Forward:
 
     enabled = True
 
+    def clear(self) -> None:
+        """Drop what was folded."""
+        raise NotImplementedError
+
     @property
     def __code__(self) -> CodeType:
         """``torch.export`` asks a module's forward for its source location."""
@@ -72,10 +76,12 @@ class ModelRunner:
         self._stamp: Stamp | None = None
 
     def adopt(self, runners: Iterable[BlockRunner], tree: Watch) -> None:
-        """Take over the looking for the blocks in the model; ``tree`` watches all of it."""
-        if is_all_known(self.ends.model):
-            ends = (end for end in (self.stem, self.head) if end is not None)
-            self.blocks, self.tree = frozenset((*runners, *ends)), tree
+        """Take over the looking for the blocks in the model, where all of it is known; ``tree``
+        watches it."""
+        ends = (end for end in (self.stem, self.head) if end is not None)
+        self.blocks = frozenset((*runners, *ends))
+        if is_all_known(self.ends.model, (_Forward,)):
+            self.tree = tree
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_stamp": None}
@@ -114,28 +120,32 @@ class ModelRunner:
         computed = self.forward if method == "forward" else self.forward_features
         if torch.compiler.is_compiling() or type(x) is not Tensor:
             return computed(x)
+        folding = all(folds(x, runner.triton) for runner in self.blocks)
+        # On another device nothing is left of the CPU that the model came from.
+        stamp = self._stamp = self._fresh_stamp() if folding else None
         if self.tree is None or not self.tree.unchanged():
-            return computed(x)
-        with standing(self._look(x)):
+            return computed(x)  # and the blocks look for themselves, too
+        with standing(self._live_look(x) if stamp is None else Look(self.blocks, stamp=stamp)):
             return computed(x)
 
-    def _look(self, x: Tensor) -> Look:
+    def _live_look(self, x: Tensor) -> Look:
         device = x.device.type
-        if not all(folds(x, runner.triton) for runner in self.blocks):
-            dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
-            runners = tuple(self.blocks)
-            weights = live([runner.block for runner in runners], dtype)
-            found = dict(zip(runners, weights, strict=True))
-            return Look(self.blocks, live=found, dtype=dtype)
+        dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
+        runners = tuple(self.blocks)
+        weights = live([runner.block for runner in runners], dtype)
+        return Look(self.blocks, live=dict(zip(runners, weights, strict=True)), dtype=dtype)
+
+    def _fresh_stamp(self) -> Stamp:
+        """Of all that is folded in the model, which is dropped if anything changed: a write that
+        few samples show may have changed what they do not show."""
         if self._stamp is None or not self._stamp.matches():
-            # A write that few samples show may have changed what they do not show: all is dropped.
             for runner in self.blocks:
                 runner.folded.clear()
             # Taken before anything is folded, so that what is folded is no older than it.
             leaves = (leaf for runner in self.blocks for leaf in runner.leaves)
             gates = (gate for runner in self.blocks for gate in gates_of(runner.block))
             self._stamp = Stamp(leaves, gates)
-        return Look(self.blocks, stamp=self._stamp)
+        return self._stamp
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._before_head(x)
@@ -179,6 +189,20 @@ class ModelForward(_Forward):
         self.runner.clear()
 
 
+class PatchedTrain:
+    """The ``train`` of a patched module: its own, which ``eval`` calls too. Who leaves evaluation
+    will change weights, so that nothing folded is kept."""
+
+    def __init__(self, module: nn.Module, forward: _Forward):
+        self.module = module
+        self.forward = forward
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        if mode and not torch.compiler.is_compiling():
+            self.forward.clear()
+        return type(self.module).train(self.module, mode)
+
+
 class PatchedRepr:
     """The ``extra_repr`` of a patched module: its own, and the ops that it runs on. ``forwards``:
     what else the patch put on the module, which may be wrapped by now and not be found there."""
@@ -212,4 +236,4 @@ class ReplicateUnpatched:
 
 
 # What a patch leaves in the ``__dict__`` of a module.
-OURS = (BlockForward, ModelForward, PatchedRepr, ReplicateUnpatched)
+OURS = (BlockForward, ModelForward, PatchedRepr, PatchedTrain, ReplicateUnpatched)

@@ -5,8 +5,9 @@ What a stamp sees: another tensor in a module, ``.to()``, ``load_state_dict``, o
 in-place changes (autograd's version counter), and writes that bypass the counter
 (``p.data.mul_()``, NumPy views, fused optimizers), through the contents: all of the norms and of
 the biases, and of every convolution's weight at least one element of each output channel, 1024 in
-all if it has so many. What no look can see in time: a write behind autograd's back to a few weights
-of one convolution. ``effv2_kernels.refresh(model)`` is for that.
+all if it has so many, and the largest and the smallest, so that a clamp of outliers is seen however
+few they are. What no look can see in time: a write behind autograd's back to a few other weights of
+one convolution. ``effv2_kernels.refresh(model)`` is for that.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Stamp:
         self._held = [t.detach() for t in self._tensors]
         every = _tensors((*self._convs, *self._norms))
         # Tensors made under inference_mode have no version counter: their changes leave no trace.
-        self.cacheable = not any(t.is_inference() or not _dense(t) for t in every)
+        self.cacheable = all(t.is_cpu and not t.is_inference() and _dense(t) for t in every)
         self._versions = _versions(self._tensors) if self.cacheable else []
         self._addresses = _addresses(self._tensors)
         folded = _tensors(conv for conv in self._convs if conv not in unfolded)
-        self._samples = [_sample(t.detach()) for t in folded] if self.cacheable else []
+        self._samples = [s for t in folded for s in _samples(t.detach())] if self.cacheable else []
         self._contents = self._read() if self.cacheable else None
 
     def matches(self) -> bool:
@@ -94,10 +95,9 @@ def _tensors(leaves: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def _vectors(norm: nn.BatchNorm2d) -> list[Tensor]:
-    """gamma and beta (if there are any), running mean and variance, as they are now."""
-    affine = [vector for vector in norm._parameters.values() if vector is not None]
-    statistics = norm._buffers
-    return [*affine, statistics["running_mean"], statistics["running_var"]]  # type: ignore[list-item]
+    """gamma, beta, running mean and variance, those that there are, as they are now."""
+    statistics = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+    return [v for v in (*norm._parameters.values(), *statistics) if v is not None]
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:
@@ -116,12 +116,17 @@ def _dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    """A 1-D view, over the live storage, with an element of every row at least: its stride is at
-    most a row's length. Rows are output channels in both memory formats."""
-    count = tensor.numel()
+def _samples(tensor: Tensor) -> list[Tensor]:
+    """1-D views over the live storage: an element of every row at least, for the stride is at most
+    a row's length, and the two extremes. Rows are output channels in both memory formats."""
+    count, start = tensor.numel(), tensor.storage_offset()
     row = count // max(tensor.shape[0], 1)
     stride = max(1, min(row, count // _LEAST_SAMPLE))
     if stride > 1 and row % stride == 0:
         stride -= 1  # else it is the same columns of every row
-    return tensor.as_strided((-(-count // stride),), (stride,), tensor.storage_offset())
+    sample = tensor.as_strided((-(-count // stride),), (stride,), start)
+    if stride == 1:
+        return [sample]
+    whole = tensor.as_strided((count,), (1,), start)
+    first, second = sorted((int(whole.argmin()), int(whole.argmax())))
+    return [sample, tensor.as_strided((2,), (second - first,), start + first)]

@@ -98,6 +98,8 @@ class BlockRunner:
         autocast = autocasts(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or device == "meta":
+            if device == "meta" and not torch.compiler.is_compiling():
+                self.folded.clear()  # of the CPU that the model came from
             named = TRITON if self.triton else DISPATCHED
             return self._apply(named, sequence, self._traced(x, dtype), x, dtype)
         weights = self._weights(x, dtype, look_for(self))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from operator import attrgetter, is_, is_not, methodcaller
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -138,10 +139,14 @@ def links_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield parent, name
 
 
-def is_all_known(model: nn.Module) -> bool:
-    """Whether every module is of a library whose forwards change no other module's tensors: one
-    that a user wrote may write into the norms of blocks that run after it."""
-    return all(type(m).__module__.startswith(_KNOWN_LIBRARIES) for m in model.modules())
+def is_all_known(model: nn.Module, ours: tuple[type, ...]) -> bool:
+    """Whether every forward is of a library, or one of ``ours``, and changes no other module's
+    tensors: what a user wrote may write into the norms of blocks that run after it."""
+    return all(
+        type(m).__module__.startswith(_KNOWN_LIBRARIES)
+        and isinstance(vars(m).get("forward"), (NoneType, *ours))
+        for m in model.modules()
+    )
 
 
 def forward_hooks(module: nn.Module) -> tuple[dict, dict]:

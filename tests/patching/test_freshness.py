@@ -12,53 +12,8 @@ import torch
 from torch import nn
 
 import effv2_kernels as ek
+from tests.patching.weights import a_conv, a_norm, assert_fresh, convs, no_grad, warm
 from tests.support import in_float64, randomise, relative_error
-
-
-def assert_fresh(model: nn.Module, image: torch.Tensor, stale: torch.Tensor | None) -> None:
-    """The patched model gives what the same model unpatched gives: far nearer to that than its
-    stale output is. (How near exactly is what the tests of the contract measure; some changes here
-    leave a network that amplifies rounding.)"""
-    assert ek.is_patched(model)
-    with torch.no_grad():
-        found = model(image)
-        plain = copy.deepcopy(model)
-        ek.unpatch(plain)
-        reference = in_float64(plain, image)
-        if stale is None:
-            assert relative_error(found, reference) <= 1e-4
-        if stale is not None:
-            assert relative_error(found, reference) <= 0.01 * relative_error(stale, reference)
-
-
-def warm(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Patch and run until everything that is cached is cached."""
-    ek.patch(model)
-    with torch.no_grad():
-        model(image)
-        model(image)
-        return model(image)
-
-
-def a_conv(model: nn.Module) -> nn.Conv2d:
-    """A convolution deep in the network, whose weight is folded."""
-    return [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)][-1]
-
-
-def _convs(model: nn.Module) -> list[nn.Conv2d]:
-    return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-
-
-def a_norm(model: nn.Module) -> nn.BatchNorm2d:
-    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)][-2]
-
-
-def no_grad(change: Callable[[nn.Module], object]) -> Callable[[nn.Module], None]:
-    def run(model: nn.Module) -> None:
-        with torch.no_grad():
-            change(model)
-
-    return run
 
 
 def _replace_parameter(model: nn.Module) -> None:
@@ -85,7 +40,7 @@ def _under_inference_mode(model: nn.Module) -> None:
 def _middle_filter_by_data(model: nn.Module) -> None:
     """Of all convolutions, so it must not move the scale of what comes out: a network whose every
     layer is off its statistics amplifies rounding until fresh and stale are alike."""
-    for conv in _convs(model):
+    for conv in convs(model):
         conv.weight.data[conv.out_channels // 2] *= -1
 
 
@@ -107,11 +62,11 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "eps": lambda m: setattr(a_norm(m), "eps", 3.0),
     "all parameters, foreach": no_grad(lambda m: torch._foreach_mul_(list(m.parameters()), 0.97)),
     "squeeze-excite bias": no_grad(
-        lambda m: [c.bias.add_(0.5) for c in _convs(m) if c.bias is not None]
+        lambda m: [c.bias.add_(0.5) for c in convs(m) if c.bias is not None]
     ),
     "squeeze-excite weight replaced": lambda m: [
         setattr(c, "weight", nn.Parameter(c.weight.detach() * -1))
-        for c in _convs(m)
+        for c in convs(m)
         if c.bias is not None
     ],
 }  # fmt: skip
@@ -287,7 +242,7 @@ def test_a_forward_that_failed_half_way_leaves_nothing_stale(small_model, image)
     """The blocks behind the failure did not look at their weights in that forward."""
     stale = warm(small_model, image)
     with torch.no_grad():
-        for conv in _convs(small_model):
+        for conv in convs(small_model):
             conv.weight.mul_(0.9)
     forwards = [m.__dict__["forward"] for m in small_model.modules() if "forward" in m.__dict__]
     folded = [f.runner.folded for f in forwards if hasattr(f.runner, "folded")]
