@@ -20,7 +20,7 @@ from .._torch import FakeTensor, below_autograd, is_transformed, is_watched
 from ..blocks import Block, leaves_of
 from ..engines import onednn
 from .folding import FoldedWeights, fold
-from .live import live
+from .live import Parts, live
 from .look import Look, look_for
 from .sequences import SEQUENCES, Sequence, Weights
 from .structure import Watch
@@ -55,6 +55,7 @@ class BlockRunner:
         self.branch = replace(block, residual=False)
         self.triton = triton
         self.folded = FoldedWeights(block)
+        self.parts = Parts(block)
         self.watch = watched
         self.leaves = tuple(leaves_of(block))
         self.first_conv = next(leaf for leaf in self.leaves if isinstance(leaf, nn.Conv2d))
@@ -119,7 +120,7 @@ class BlockRunner:
     def _traced(self, x: Tensor, dtype: torch.dtype) -> Weights:
         """What the ops of a graph take: on a CPU the fold is part of it, and the compiler's to
         fuse."""
-        return fold(self.block, dtype) if folds(x, self.triton) else live([self.block], dtype)[0]
+        return fold(self.block, dtype) if folds(x, self.triton) else live([self.parts], dtype)[0]
 
     def _weights(self, x: Tensor, dtype: torch.dtype, look: Look | None) -> Weights:
         if folds(x, self.triton):
@@ -127,7 +128,7 @@ class BlockRunner:
         self.folded.clear()  # of the CPU that the model came from
         if look is not None and look.dtype == dtype and self in look.live:
             return look.live[self]
-        return live([self.block], dtype)[0]
+        return live([self.parts], dtype)[0]
 
     def _ops(self, weights: Weights, key: tuple, noted: list[ops.Engine]) -> Any:
         """The namespace of ops: past the dispatcher and the checks where a call was checked. key:
