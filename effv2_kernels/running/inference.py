@@ -63,6 +63,9 @@ class BlockRunner:
         # way into Python and back, the checks and the choice are much of a small op's host time.
         self._engines: dict[tuple, list[ops.Engine]] = {}
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_engines": {}}  # which are of this process
+
     def usable(self, x: Tensor) -> bool:
         """Whether our ops give what the original forward would, here and now."""
         if not isinstance(x, Tensor) or x.dim() != 4 or records_gradient(x, self.leaves):
