@@ -337,11 +337,7 @@ def _state(model: nn.Module) -> list[Tensor]:
 def test_engines_that_were_chosen_do_not_travel(small_model: nn.Module) -> None:
     """They are functions of this process; on a GPU each block keeps those of its last shapes."""
     ek.patch(small_model)
-    forwards = [vars(m).get("forward") for m in small_model.modules()]
-    runner = next(f.runner for f in forwards if hasattr(getattr(f, "runner", None), "folded"))
+    runner = next(iter(runners(small_model)))
     runner._engines[("a shape",)] = list(ops.OPS["conv_bias_act"].engines)
     for copied in (copy.deepcopy(small_model), pickle.loads(pickle.dumps(small_model))):
-        found = [vars(m).get("forward") for m in copied.modules()]
-        assert all(
-            not f.runner._engines for f in found if hasattr(getattr(f, "runner", None), "folded")
-        )
+        assert not any(runner._engines for runner in runners(copied))
