@@ -1,8 +1,8 @@
 // The native convolution ops, in a namespace of their own: they take the launch choice, which
-// Python makes (effv2_kernels/launch), and padding on four sides. effv2_kernels/engines/native.py calls them
-// from the CUDA implementations of the ops of the same name in `effv2`, where the contract was
-// checked; what is checked here is what the kernels rely on, so that a wrong call is an error and
-// not a wild read.
+// Python makes (effv2_kernels/launch), and padding on four sides. effv2_kernels/engines/native.py
+// calls them from the CUDA implementations of the ops of the same name in `effv2`, where the
+// contract was checked; what is checked here is what the kernels rely on, so that a wrong call is
+// an error and not a wild read.
 
 #include <initializer_list>
 #include <optional>
