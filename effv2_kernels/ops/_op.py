@@ -235,20 +235,19 @@ class Replayed:
         return SimpleNamespace(default=lambda *arguments: two(self, *arguments))
 
 
-# What a warning or a report has told: (op, engine, reason).
-_TOLD: set[tuple[str, str, str]] = set()
+# What a warning or a report has told: (op, reasons).
+_TOLD: set[tuple[str, str]] = set()
 
 
 def tell(op: Op, chosen: Chosen, *, silently: bool = False) -> None:
     """Warn, once, that the op runs through ATen, unless a report said so. ``silently``: it does."""
-    if chosen.engine.name != "aten":
+    if chosen.engine.name != "aten" or not chosen.reasons:
         return
-    for name, why in chosen.reasons:
-        key = op.name, name, why
-        if key not in _TOLD:
-            _TOLD.add(key)
-            if not silently:
-                warnings.warn(f"effv2::{op.name} runs through ATen: {name}: {why}", stacklevel=2)
+    why = "; ".join(f"{engine}: {reason}" for engine, reason in chosen.reasons)
+    if (op.name, why) not in _TOLD:
+        _TOLD.add((op.name, why))
+        if not silently:
+            warnings.warn(f"effv2::{op.name} runs through ATen ({why})", stacklevel=2)
 
 
 def names(noted: Iterable[tuple[Op, Chosen]]) -> Iterator[str]:

@@ -132,7 +132,7 @@ class ModelRunner:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
         runners = tuple(self.blocks)
-        weights = live([runner.block for runner in runners], dtype)
+        weights = live([runner.parts for runner in runners], dtype)
         return Look(self.blocks, live=dict(zip(runners, weights, strict=True)), dtype=dtype)
 
     def _fresh_stamp(self) -> Stamp:

@@ -20,7 +20,7 @@ from .._torch import FakeTensor, below_autograd, is_transformed, is_watched
 from ..blocks import Block, leaves_of
 from ..engines import onednn
 from .folding import FoldedWeights, fold
-from .live import live
+from .live import Parts, live
 from .look import Look, look_for
 from .sequences import SEQUENCES, Sequence, Weights
 from .structure import Watch
@@ -55,12 +55,16 @@ class BlockRunner:
         self.branch = replace(block, residual=False)
         self.triton = triton
         self.folded = FoldedWeights(block)
+        self.parts = Parts(block)
         self.watch = watched
         self.leaves = tuple(leaves_of(block))
         self.first_conv = next(leaf for leaf in self.leaves if isinstance(leaf, nn.Conv2d))
         # The engines of its ops, in order, by the kind of the arguments: on a GPU the dispatcher's
         # way into Python and back, the checks and the choice are much of a small op's host time.
         self._engines: dict[tuple, list[ops.Engine]] = {}
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_engines": {}}  # which are of this process
 
     def usable(self, x: Tensor) -> bool:
         """Whether our ops give what the original forward would, here and now."""
@@ -119,7 +123,7 @@ class BlockRunner:
     def _traced(self, x: Tensor, dtype: torch.dtype) -> Weights:
         """What the ops of a graph take: on a CPU the fold is part of it, and the compiler's to
         fuse."""
-        return fold(self.block, dtype) if folds(x, self.triton) else live([self.block], dtype)[0]
+        return fold(self.block, dtype) if folds(x, self.triton) else live([self.parts], dtype)[0]
 
     def _weights(self, x: Tensor, dtype: torch.dtype, look: Look | None) -> Weights:
         if folds(x, self.triton):
@@ -127,7 +131,7 @@ class BlockRunner:
         self.folded.clear()  # of the CPU that the model came from
         if look is not None and look.dtype == dtype and self in look.live:
             return look.live[self]
-        return live([self.block], dtype)[0]
+        return live([self.parts], dtype)[0]
 
     def _ops(self, weights: Weights, key: tuple, noted: list[ops.Engine]) -> Any:
         """The namespace of ops: past the dispatcher and the checks where a call was checked. key:

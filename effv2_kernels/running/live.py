@@ -19,7 +19,15 @@ from ..engines import native
 from .sequences import Conv, Weights
 
 
-def live(blocks: Sequence[Block], dtype: torch.dtype) -> list[Weights]:
+class Parts:
+    """What of a block holds weights, found once."""
+
+    def __init__(self, block: Block):
+        self.convs = tuple(convs_of(block))
+        self.se = se_of(block)
+
+
+def live(blocks: Sequence[Parts], dtype: torch.dtype) -> list[Weights]:
     """The weights of each block for a computation in ``dtype``, from the modules as they are now.
 
     Weights are in ``dtype``, those of 3x3 and larger windows in channels_last; norms and biases in
@@ -34,8 +42,8 @@ def live(blocks: Sequence[Block], dtype: torch.dtype) -> list[Weights]:
 Convs = list[tuple[str, Conv]]
 
 
-def _read_block(block: Block) -> tuple[Convs, tuple[Tensor, ...]]:
-    return [(name, _read(part)) for name, part in convs_of(block)], _gate(se_of(block))
+def _read_block(block: Parts) -> tuple[Convs, tuple[Tensor, ...]]:
+    return [(name, _read(part)) for name, part in block.convs], _gate(block.se)
 
 
 def _weights_of(convs: Convs, gate: tuple[Tensor, ...]) -> list[Tensor]:
@@ -43,31 +51,47 @@ def _weights_of(convs: Convs, gate: tuple[Tensor, ...]) -> list[Tensor]:
     return [*(conv[0] for _, conv in convs), *gate]
 
 
+# Out of the modules' dictionaries: as attributes, of which a network has a thousand, they are five
+# times as far.
+
+
 def _read(part: ConvNorm) -> Conv:
     """A gamma or beta that stands alone gets the other one, for the ops know both or neither."""
-    conv, norm = part.conv, part.norm
-    mean, variance = norm.running_mean, norm.running_var
+    own, affine, statistics = part.conv._parameters, part.norm._parameters, part.norm._buffers
+    weight: Tensor | None = own.get("weight")
+    weight = part.conv.weight if weight is None else weight  # a plain attribute, maybe
+    bias: Tensor | None = own.get("bias")
+    mean, variance = statistics["running_mean"], statistics["running_var"]
     assert mean is not None and variance is not None
-    gamma, beta = norm.weight, norm.bias
+    gamma, beta = affine.get("weight"), affine.get("bias")
     found: tuple[Tensor, ...] = (mean, variance)
     if gamma is not None or beta is not None:
-        gamma = torch.ones_like(mean) if gamma is None else gamma
-        found = (mean, variance, gamma, torch.zeros_like(mean) if beta is None else beta)
-    bias = None if conv.bias is None else _bare(conv.bias)
-    return _bare(conv.weight), bias, tuple(map(_bare, found)), norm.eps
+        both = (
+            torch.ones_like(mean) if gamma is None else gamma,
+            torch.zeros_like(mean) if beta is None else beta,
+        )
+        found = (*found, *both)
+    if torch.compiler.is_compiling():
+        found = tuple(map(_bare, found))
+        bias = None if bias is None else _bare(bias)
+        weight = _bare(weight)
+    return weight, bias, found, part.norm.eps
 
 
 def _gate(se: SqueezeExcite | None) -> tuple[Tensor, ...]:
     if se is None:
         return ()
-    assert se.reduce.bias is not None and se.expand.bias is not None
-    found = se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias
-    return tuple(map(_bare, found))
+    found: list[Tensor] = []
+    for own in (se.reduce._parameters, se.expand._parameters):
+        weight, bias = own["weight"], own["bias"]
+        assert weight is not None and bias is not None
+        found += (weight, bias)
+    return tuple(map(_bare, found)) if torch.compiler.is_compiling() else tuple(found)
 
 
 def _bare(tensor: Tensor) -> Tensor:
-    """Without the parameter around it, where a graph would take it for one to be trained."""
-    return tensor.detach() if torch.compiler.is_compiling() else tensor
+    """Without the parameter around it, which a graph would take for one to be trained."""
+    return tensor.detach()
 
 
 def _in_kernels_form(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -116,7 +140,8 @@ def _typed(
     """A norm of several dtypes, or of one that the kernels do not read, becomes float32."""
     if bias is not None and bias.dtype not in (dtype, torch.float32):
         bias = bias.float()
-    kinds = {vector.dtype for vector in norm}
-    if len(kinds) > 1 or not kinds <= {dtype, torch.float32}:
+    kind = norm[0].dtype
+    alike = all(vector.dtype == kind for vector in norm)
+    if not alike or kind not in (dtype, torch.float32):
         norm = tuple(vector.float() for vector in norm)
     return weight, bias, norm, eps

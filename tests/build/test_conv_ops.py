@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -211,8 +212,13 @@ def test_what_is_declined_runs_through_aten(
 ) -> None:
     # Triton, which comes before ATen, would want a GPU.
     monkeypatch.setattr("effv2_kernels.engines.triton.missing", lambda: "not here")
+    monkeypatch.setattr("effv2_kernels.ops._op._TOLD", set())
     args = arguments(op, **{"geometry": SMALL, **options})
-    found, expected = dispatched(op, args), plain(op, args)
+    with pytest.warns(UserWarning, match=rf"effv2::{op} runs through ATen .cuda: "):
+        found, expected = dispatched(op, args), plain(op, args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        dispatched(op, args)
     for output, theirs in zip(
         found if isinstance(found, tuple) else (found,), expected, strict=True
     ):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from effv2_kernels.engines import native as cuda
 from tests.cuda_host.checks import check, check_of
 from tests.cuda_host.native import Native
 from tests.cuda_host.runner import DTYPES
@@ -33,7 +34,7 @@ CONVOLVED = ("none", "silu", "relu", "relu6", "hardswish", "gelu")
 
 def checked(native: Native, geometry: Geometry, **options: Any) -> list[torch.Tensor]:
     options = {"channels": (24, 0), "dtype": torch.bfloat16, "batch": 1, **options}
-    found = check(native.depthwise_bias_act, "depthwise_bias_act", geometry, **options)
+    found = check(cuda.depthwise_bias_act, "depthwise_bias_act", geometry, **options)
     assert native.calls == ["depthwise"]
     native.calls.clear()
     return found
@@ -110,7 +111,7 @@ def test_a_bias_of_another_dtype_than_the_norm(native: Native) -> None:
     for change, dtype in (("bias", torch.bfloat16), ("norm", torch.float32)):
         args = arguments(op, GEOMETRIES["3x3"], channels=(24, 0), bias_dtype=dtype, **options)
         args |= mapped({change: args[change]}, torch.Tensor.float)
-        check_of(native.depthwise_bias_act, op, args)
+        check_of(cuda.depthwise_bias_act, op, args)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
@@ -128,7 +129,7 @@ def test_nan_stays_in_its_channel_and_window(native: Native) -> None:
     args = arguments("depthwise_bias_act", GEOMETRIES["3x3 valid"], channels=(8, 0))
     args["x"][0, 3, 2, 2] = torch.nan
     inputs = ordered("depthwise_bias_act", args)[:5]
-    y, _ = native.depthwise_bias_act(*inputs, (1, 1), (0, 0, 0, 0), "relu6", False)
+    y, _ = cuda.depthwise_bias_act(*inputs, (1, 1), (0, 0, 0, 0), "relu6", False)
     expected = torch.zeros(2, 8, 5, 5, dtype=torch.bool)
     expected[0, 3, 0:3, 0:3] = True
     assert torch.equal(y.isnan(), expected)
@@ -140,5 +141,5 @@ def test_outputs_that_do_not_exist_are_not_in_the_mean(native: Native) -> None:
     args["x"][:, :, :, 7] = torch.nan
     args["x"][:, :, 7] = torch.nan
     inputs = ordered("depthwise_bias_act", args)[:5]
-    y, pooled = native.depthwise_bias_act(*inputs, (2, 2), (0, 0, 0, 0), "silu", True)
+    y, pooled = cuda.depthwise_bias_act(*inputs, (2, 2), (0, 0, 0, 0), "silu", True)
     assert y.shape[2:] == (3, 3) and y.isfinite().all() and pooled.isfinite().all()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from effv2_kernels.engines import native as cuda
 from effv2_kernels.launch.native import expand_depthwise
 from tests.cuda_host.checks import check
 from tests.cuda_host.native import Native
@@ -42,7 +43,7 @@ def fused(native: Native, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def checked(native: Native, geometry: Geometry, **options: Any) -> list[torch.Tensor]:
     options = {"channels": (24, 72), "dtype": torch.bfloat16, "batch": 1, **options}
-    found = check(native.expand_depthwise, "expand_depthwise", geometry, **options)
+    found = check(cuda.expand_depthwise, "expand_depthwise", geometry, **options)
     assert native.calls == ["expand_depthwise"]
     native.calls.clear()
     return found
@@ -97,7 +98,7 @@ def test_padding_is_of_the_expanded_tensor(native: Native) -> None:
     expand = torch.zeros(8, 8, 1, 1).bfloat16(), torch.full((8,), 3.0), [], 0.0
     depthwise = torch.ones(8, 1, 3, 3).bfloat16(), None, [], 0.0
     native.launch = [3, 3, 3, 32, 1]
-    y, _ = native.expand_depthwise(
+    y, _ = cuda.expand_depthwise(
         *(x, *expand, *depthwise, geometry.stride, geometry.padding, "relu", False)
     )
     counts = torch.tensor([2.0, 3, 3, 3, 3, 3, 2])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from effv2_kernels.engines import native as cuda
 from tests.cuda_host.checks import check, check_of
 from tests.cuda_host.native import Native
 from tests.cuda_host.runner import DTYPES
@@ -26,7 +27,7 @@ GEOMETRIES = {
 
 
 def checked(native: Native, geometry: Geometry, **options: Any) -> None:
-    check(native.stem, "stem", geometry, **{"batch": 1, "channels": (3, 24), **options})
+    check(cuda.stem, "stem", geometry, **{"batch": 1, "channels": (3, 24), **options})
     assert native.calls == ["stem"]
     native.calls.clear()
 
@@ -62,7 +63,7 @@ def test_a_bias_of_another_dtype_than_the_norm(native: Native) -> None:
     for change, dtype in (("bias", torch.bfloat16), ("norm", torch.float32)):
         args = arguments("stem", GEOMETRIES["7x7"], bias_dtype=dtype, **options)
         args |= mapped({change: args[change]}, torch.Tensor.float)
-        check_of(native.stem, "stem", args)
+        check_of(cuda.stem, "stem", args)
 
 
 @pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
@@ -75,7 +76,7 @@ def test_casts_the_image(native: Native, x_dtype: torch.dtype, dtype: torch.dtyp
         if layout == "channels_last":
             args["x"] = args["x"].contiguous(memory_format=torch.channels_last)
         wide = mapped(args, torch.Tensor.double)
-        found = native.stem(*ordered("stem", args))
+        found = cuda.stem(*ordered("stem", args))
         assert found.dtype == dtype
         assert_as_close_as_pytorch(found, plain("stem", args)[0], plain("stem", wide)[0])
 

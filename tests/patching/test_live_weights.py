@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import subprocess
 import sys
 import weakref
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
 import python_ref
+from effv2_kernels import ops
 from effv2_kernels.patching import wrappers
 from effv2_kernels.running import inference, look
 from tests.patching.weights import (
@@ -330,3 +332,12 @@ def test_broadcast_from_another_process(tmp_path: Path, image):
 
 def _state(model: nn.Module) -> list[Tensor]:
     return list(chain(model.parameters(), model.buffers()))
+
+
+def test_engines_that_were_chosen_do_not_travel(small_model: nn.Module) -> None:
+    """They are functions of this process; on a GPU each block keeps those of its last shapes."""
+    ek.patch(small_model)
+    runner = next(iter(runners(small_model)))
+    runner._engines[("a shape",)] = list(ops.OPS["conv_bias_act"].engines)
+    for copied in (copy.deepcopy(small_model), pickle.loads(pickle.dumps(small_model))):
+        assert not any(runner._engines for runner in runners(copied))

@@ -92,13 +92,13 @@ def named(texts: tuple[str, ...]) -> Counter[str]:
 def run(block: Block, x: Tensor, target: targets.Target, pooled: bool) -> None:
     """The block's ops on the engines that dispatch chooses, whose host side runs."""
     from effv2_kernels.engines.triton._launch import recording
-    from effv2_kernels.running.live import live
+    from effv2_kernels.running.live import Parts, live
     from effv2_kernels.running.sequences import SEQUENCES, pooled_head
 
     engines = ops.Engines(ops.OPS, "cuda", target=target)
     sequence = pooled_head if pooled else SEQUENCES[type(block)]
     with recording(target):
-        sequence(engines, block, live([block], x.dtype)[0], x)
+        sequence(engines, block, live([Parts(block)], x.dtype)[0], x)
 
 
 @pytest.mark.parametrize("architecture", targets.KNOWN)
