@@ -156,7 +156,7 @@ def test_one_convolution_is_pruned(prune, small_model, image):
     _normally_distributed(small_model)
     warm(small_model, image)
     differs = []
-    for conv in folded_convs(small_model):
+    for conv in folded_convs(small_model)[::3]:
         before = conv.weight.clone()
         stale = small_model(image)
         prune(conv.weight)
@@ -166,7 +166,7 @@ def test_one_convolution_is_pruned(prune, small_model, image):
         if not torch.equal(conv.weight, before):
             differs.append(not torch.equal(found, stale))
         conv.weight.data.copy_(before)
-    assert sum(differs) > 0.9 * len(differs) > 10  # a channel may happen to matter to nobody
+    assert sum(differs) > 0.9 * len(differs) > 5  # a channel may happen to matter to nobody
 
 
 def _normally_distributed(model: nn.Module) -> None:
