@@ -33,9 +33,9 @@ class NativeStatus:
 
 @functools.cache
 def load() -> NativeStatus:
-    """Loads `_ops.so` once a process, which registers the CUDA implementations of the `effv2` ops.
+    """Loads `_ops.so` once a process, which registers the ops of `effv2_native`.
 
-    The schemas are the Python package's: define them before a native op is called.
+    Their schemas are the library's own.
     """
     if os.environ.get("EFFV2_SKIP_NATIVE") == "1":
         return NativeStatus(False, "skipped: EFFV2_SKIP_NATIVE=1 is set", None)

@@ -215,6 +215,8 @@ def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
 
 def _put(module: nn.Module, **methods: Any) -> None:
     """On the instance, where they go before the methods of its class."""
+    if "train" in vars(module):  # somebody's own, such as one that keeps a model frozen
+        methods.pop("train", None)
     vars(module).update(methods, _replicate_for_data_parallel=ReplicateUnpatched(module))
 
 

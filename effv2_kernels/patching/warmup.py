@@ -77,11 +77,12 @@ def launches(
     native: frozenset[str] | None = None,
 ) -> list[Any]:
     """What a patched model launches through Triton for inputs of these sizes on ``target``, as
-    ``triton_ops._launch.Instance``, each once. native: the ops that the native library is to be
+    ``engines.triton._launch.Instance``, each once. native: the ops that the native library is to be
     taken to have (None: those that it has). Needs no GPU: tensors are of the device "meta", and
     nothing is computed."""
     shadow = macs.hollow_copy(model).eval()
-    shadow = shadow if dtype is None else shadow.to(dtype)
+    if dtype is not None:
+        _cast_weights(shadow, dtype)
     kind = next(shadow.parameters()).dtype
 
     def run() -> None:
@@ -103,6 +104,15 @@ def recorded(
     with torch.no_grad(), recording(target) as found, _Recorder(native, target):
         run()
     return list(found)
+
+
+def _cast_weights(shadow: nn.Module, dtype: torch.dtype) -> None:
+    """As autocast has them: norms, and the biases of convolutions, stay what they are."""
+    for module in shadow.modules():
+        whole = isinstance(module, nn.Linear)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (whole or parameter.dim() > 1):
+                module._parameters[name] = nn.Parameter(parameter.to(dtype), False)
 
 
 class _Recorder(TorchDispatchMode):

@@ -138,14 +138,15 @@ class ModelRunner:
     def _fresh_stamp(self) -> Stamp:
         """Of all that is folded in the model, which is dropped if anything changed: a write that
         few samples show may have changed what they do not show."""
-        if self._stamp is None or not self._stamp.matches():
+        stamp = self._stamp  # which another thread may drop
+        if stamp is None or not stamp.matches():
             for runner in self.blocks:
                 runner.folded.clear()
             # Taken before anything is folded, so that what is folded is no older than it.
             leaves = (leaf for runner in self.blocks for leaf in runner.leaves)
             gates = (gate for runner in self.blocks for gate in gates_of(runner.block))
-            self._stamp = Stamp(leaves, gates)
-        return self._stamp
+            stamp = Stamp(leaves, gates)
+        return stamp
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._before_head(x)

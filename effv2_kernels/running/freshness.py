@@ -12,6 +12,7 @@ one convolution. ``effv2_kernels.refresh(model)`` is for that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from operator import is_
 
@@ -122,7 +123,7 @@ def _samples(tensor: Tensor) -> list[Tensor]:
     count, start = tensor.numel(), tensor.storage_offset()
     row = count // max(tensor.shape[0], 1)
     stride = max(1, min(row, count // _LEAST_SAMPLE))
-    if stride > 1 and row % stride == 0:
+    while math.gcd(row, stride) > 1:
         stride -= 1  # else it is the same columns of every row
     sample = tensor.as_strided((-(-count // stride),), (stride,), start)
     if stride == 1:

@@ -107,7 +107,7 @@ class BlockRunner:
             named = TRITON if self.triton else DISPATCHED
             return self._apply(named, sequence, self._traced(x, dtype), x, dtype)
         weights = self._weights(x, dtype, look_for(self))
-        key = _signature(x, weights) if x.is_cuda else ()
+        key = (sequence, *_signature(x, weights)) if x.is_cuda else ()
         noted: list[ops.Engine] = []
         effv2 = self._ops(weights, key, noted)
         with below_autograd():

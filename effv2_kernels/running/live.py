@@ -2,7 +2,7 @@
 nothing that was derived from a weight outlives it, and nothing can be stale.
 
 Where a kernel cannot read a weight as it lies (under autocast; a 3x3 weight that is not
-channels_last) it is converted, every time: all those of a model in one launch.
+channels_last) it is converted, every time: all those of a model together.
 """
 
 from __future__ import annotations
