@@ -32,6 +32,20 @@ def four_sides(
     )
 
 
+def out_size(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    """Height and width of the convolution's output; TF SAME gives ceil(size / stride)."""
+    height, width = x.shape[2], x.shape[3]
+    if not padding:
+        return -(-height // stride[0]), -(-width // stride[1])
+    top, bottom, left, right = padding
+    return (
+        (height + top + bottom - kernel[0]) // stride[0] + 1,
+        (width + left + right - kernel[1]) // stride[1] + 1,
+    )
+
+
 def pad_uneven(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> tuple[Tensor, tuple[int, int]]:

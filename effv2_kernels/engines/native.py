@@ -54,7 +54,7 @@ def depthwise_bias_act(
     """x: (N, C, H, W), copied to channels_last if it is not; weight: (C, 1, k, k), k 3, 5 or 7;
     stride 1 or 2, the same on both axes. Returns y and its mean, as ``ops/depthwise_bias_act``."""
     sides = aten.four_sides(x, weight.shape[2:], stride, padding)
-    size = _out_size(x, weight, stride, sides)
+    size = aten.out_size(x, weight.shape[2:], stride, sides)
     n, channels = x.shape[:2]
     layout = (n, channels, size, weight.shape[2], stride[0], x.dtype, squeeze)
     launch = depthwise.choose(*layout, targets.of_device(x.device))
@@ -128,7 +128,7 @@ def _problem(
 ) -> expand_depthwise_launch.Problem:
     n, into, height, width = x.shape
     sides = aten.four_sides(x, depthwise_weight.shape[2:], stride, padding)
-    size = _out_size(x, depthwise_weight, stride, sides)
+    size = aten.out_size(x, depthwise_weight.shape[2:], stride, sides)
     return expand_depthwise_launch.Problem(
         *(n, into, expand_weight.shape[0], (height, width), size),
         *(depthwise_weight.shape[2], stride[0], x.dtype),
@@ -222,7 +222,9 @@ def _why_not_window(
         return f"it has no stride {tuple(stride)}"
     if max(sides) > MOST_PADDING:
         return f"padding is more than {MOST_PADDING}"
-    if not (_fits(x.shape[1:]) and _fits((channels, *_out_size(x, weight, stride, sides)))):
+    if not (
+        _fits(x.shape[1:]) and _fits((channels, *aten.out_size(x, weight.shape[2:], stride, sides)))
+    ):
         return "an image has 2^31 elements or more"
     return None
 
@@ -235,16 +237,6 @@ def _fits(shape: Sequence[int]) -> bool:
     """Whether an image of ``shape`` can be addressed with 32 bits."""
     channels, height, width = shape
     return channels * height * width <= MOST_ELEMENTS
-
-
-def _out_size(
-    x: Tensor, weight: Tensor, stride: Sequence[int], sides: Sequence[int]
-) -> tuple[int, int]:
-    top, bottom, left, right = sides
-    return (
-        (x.shape[2] + top + bottom - weight.shape[2]) // stride[0] + 1,
-        (x.shape[3] + left + right - weight.shape[3]) // stride[1] + 1,
-    )
 
 
 def _dense(bias: Tensor | None, norm: Norm) -> tuple[Tensor | None, list[Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTS
+from ..engines import aten
 
 Norm = Sequence[Tensor]
 NORM = ("mean", "variance", "gamma", "beta")
@@ -135,15 +136,8 @@ def check_residual(op: str, residual: Tensor | None, shape: Sequence[int], x: Te
 def out_size(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> tuple[int, int]:
-    """Height and width of the convolution's output; TF SAME gives ceil(size / stride)."""
-    height, width = x.shape[2], x.shape[3]
-    if not padding:
-        return -(-height // stride[0]), -(-width // stride[1])
-    top, bottom, left, right = padding
-    return (
-        (height + top + bottom - weight.shape[2]) // stride[0] + 1,
-        (width + left + right - weight.shape[3]) // stride[1] + 1,
-    )
+    """Height and width of the convolution's output."""
+    return aten.out_size(x, weight.shape[2:], stride, padding)
 
 
 def empty_map(

@@ -95,7 +95,7 @@ def patch(
     patched: list[Patched] = []
     noted: Noted = []
     for name, _, block in accepted:
-        shape = shapes.get(_first_conv(model, block), _MIDDLING)
+        shape = shapes.get(next(leaves_of(block)), _MIDDLING)
         ops, chosen_for_it = _ops_of(block, shape, where, name in pooled_heads)
         patched.append(Patched(name, type(block).__name__, ops))
         noted += chosen_for_it
@@ -282,34 +282,30 @@ def _ops_of(
     return by_batch(block, shape, weight.dtype, where, pooled=pooled)
 
 
-def _first_conv(model: nn.Module, block: Block) -> str:
-    """The name of the convolution that takes the block's input."""
-    first = next(leaves_of(block))
-    return next(name for name, module in model.named_modules() if module is first)
-
-
-Shapes = dict[str, torch.Size]
+Shapes = dict[nn.Module, torch.Size]
 # Where the shape of an input is not known.
 _MIDDLING = torch.Size((1, 0, 32, 32))
 
 
 def _coverage(model: nn.Module, accepted: list[Block]) -> tuple[float, Shapes, list[str]]:
     """The fraction of conv + linear MACs in accepted blocks, the shapes of the blocks' inputs by
-    the names of their first convolutions, and a note if the former is an estimate."""
+    their first convolutions, which take them, and a note if the former is an estimate."""
     if not accepted:
         return 0.0, {}, []
     ours = {leaf for block in accepted for leaf in leaves_of(block)}
-    names = [name for name, module in model.named_modules() if module in ours]
+    named = {module: name for name, module in model.named_modules() if module in ours}
+    names = list(named.values())
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     try:
-        watched = [_first_conv(model, block) for block in accepted]
-        counted, total, shapes = macs.count(model, first.in_channels, watched)
+        takers = {named[conv]: conv for conv in map(next, map(leaves_of, accepted))}
+        counted, total, shapes = macs.count(model, first.in_channels, takers)
     except Exception as error:  # a foreign model may want anything else than one image
         layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         counted = {name: layer.weight.numel() for name, layer in layers.items()}
         note = f"coverage counts weights, not MACs: the model does not take one image ({error})"
         return _fraction(names, counted, sum(counted.values())), {}, [note]
-    return _fraction(names, counted, total), shapes, []
+    by_taker = {takers[name]: shape for name, shape in shapes.items()}
+    return _fraction(names, counted, total), by_taker, []
 
 
 def _fraction(names: list[str], counted: dict[str, int], total: int) -> float:

@@ -175,7 +175,8 @@ def _signature(x: Tensor, weights: Weights) -> tuple:
     for conv in (weights.conv, weights.expand, weights.depthwise, weights.project):
         if conv is not None:
             weight, bias, norm, eps = conv
-            found += (weight.dtype, weight.shape, eps, *(vector.shape for vector in norm))
+            found += (weight.device, weight.dtype, weight.shape, eps)
+            found += (vector.shape for vector in norm)
             found += () if bias is None else (bias.shape,)
     found += () if weights.se is None else (tensor.shape for tensor in weights.se)
     return tuple(found)

@@ -3,6 +3,7 @@ contents, or everything that was kept is gone by then."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import effv2_kernels as ek
 import python_ref
+from effv2_kernels.running import freshness
 from effv2_kernels.running.freshness import _LEAST_SAMPLE, Stamp
 from tests.patching.weights import (
     a_norm,
@@ -312,3 +314,23 @@ def test_what_drops_all_that_a_block_alone_keeps(event):
     assert torch.equal(block(x), stale)
     EVENTS[event](block, x)
     assert_fresh(block, x, stale)
+
+
+def test_a_train_of_the_models_own_stays(small_model, image):
+    """The idiom that keeps a model frozen."""
+    asked = []
+    small_model.train = own = lambda mode=True: asked.append(mode) or small_model
+    warm(small_model, image)
+    assert small_model.train() is small_model and asked == [True] and not small_model.training
+    ek.unpatch(small_model)
+    assert vars(small_model)["train"] is own
+
+
+@pytest.mark.parametrize("shape", [(144, 24, 1, 1), (96, 24, 3, 3), (240, 40, 1, 1)], ids=str)
+def test_samples_come_from_every_column(shape):
+    """Else a write to every second input channel would not be seen."""
+    weight = torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
+    row = math.prod(shape[1:])
+    sample = freshness._samples(weight)[0].long()
+    assert set((sample % row).tolist()) == set(range(row))
+    assert set((sample // row).tolist()) == set(range(shape[0]))

@@ -166,6 +166,21 @@ def test_warmup_leaves_out_what_is_switched_off(monkeypatch, tmp_path) -> None:
 
 
 @WITH_TRITON
+def test_warmup_for_autocast_leaves_norms_as_they_are() -> None:
+    """Weights are converted, norms are read in float32."""
+    model = python_ref.EfficientNet(TINY, num_classes=5).eval()
+    ek.patch(model)
+    found = warmup_module.launches(
+        model, [(1, 3, 32, 32)], TARGET, dtype=torch.bfloat16, native=frozenset()
+    )
+    dense = [i for i in found if i.kernel == "conv_kernel" and dict(i.constants)["SPLIT_K"] == 1]
+    assert dense
+    for instance in dense:
+        x, weight, bias, *norm = instance.types[:7]
+        assert (x, weight, bias) == ("*bf16", "*bf16", None) and set(norm[:4]) == {"*fp32"}
+
+
+@WITH_TRITON
 @pytest.mark.parametrize("fused", [True, False])
 def test_warmup_has_the_halves_of_a_native_op_that_runs_as_two(fused: bool, monkeypatch) -> None:
     """By the launch choice: the expansion is then Triton's."""

@@ -121,13 +121,13 @@ def window(
 ) -> Window:
     """stride: (sh, sw); padding: (top, bottom, left, right), or () for TF SAME. ``plain``: the
     window of an output pixel is the input pixel of the same number."""
-    top, bottom, left, right = sides = aten.four_sides(x, kernel, stride, padding)
-    height, width = x.shape[2], x.shape[3]
+    top, _, left, _ = sides = aten.four_sides(x, kernel, stride, padding)
+    out_height, out_width = aten.out_size(x, kernel, stride, sides)
     return Window(
-        height=height,
-        width=width,
-        out_height=(height + top + bottom - kernel[0]) // stride[0] + 1,
-        out_width=(width + left + right - kernel[1]) // stride[1] + 1,
+        height=x.shape[2],
+        width=x.shape[3],
+        out_height=out_height,
+        out_width=out_width,
         stride_h=stride[0],
         stride_w=stride[1],
         top=top,
