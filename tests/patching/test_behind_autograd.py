@@ -321,6 +321,7 @@ def test_a_train_of_the_models_own_stays(small_model, image):
     asked = []
     small_model.train = own = lambda mode=True: asked.append(mode) or small_model
     warm(small_model, image)
+    asked.clear()
     assert small_model.train() is small_model and asked == [True] and not small_model.training
     ek.unpatch(small_model)
     assert vars(small_model)["train"] is own
