@@ -35,3 +35,8 @@ from . import aten
 def for_map(y: Tensor) -> ModuleType:
     """Who computes the passes over maps such as y."""
     return aten
+
+
+def why_not_compiled() -> str | None:
+    """Why ATen computes them."""
+    return "they are not built"
