@@ -96,7 +96,7 @@ def errors(found: Step, exact: Step) -> Errors:
 
 
 def _error(found: Tensor, right: Tensor, scale: float) -> float:
-    return (found.double() - right.double()).norm().item() / scale
+    return (found.double() - right.double()).norm().item() / (scale or 1.0)
 
 
 def _scales(exact: Step, names: Sequence[str]) -> dict[str, float]:
