@@ -9,7 +9,17 @@ from functools import partial
 
 from ..options import Options
 from ..results import Row
-from . import cpu, headline, networks, operators, placement, roofline, static, training
+from . import (
+    cpu,
+    cpu_training,
+    headline,
+    networks,
+    operators,
+    placement,
+    roofline,
+    static,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ SUITES = {
               placement.placement),
         Suite("headline", "V2-M against V1-B7, V2-L against ViT-L/16", headline.headline),
         Suite("cpu", "a network on the CPU against eager PyTorch and torch.compile", cpu.cpu),
+        Suite("cpu_train", "a training step on the CPU against eager channels_last, and its memory",
+              cpu_training.cpu_train),
         Suite("static", "registers, spills and tensor-core instructions of every kernel",
               static.static),
     )

@@ -33,7 +33,7 @@ def cpu(options: Options) -> Iterator[list[Row]]:
     """All cases. Raises quiet.MachineBusy where other processes leave no time to measure."""
     resolution = options.resolution or 224
     draw = torch.Generator().manual_seed(0)
-    with _threads(options.threads or torch.get_num_threads()):
+    with threads(options.threads or torch.get_num_threads()):
         for name in options.models or ("efficientnetv2_s",):
             entry = find(name, options.library)
             model = networks.prepared(entry, resolution, _CPU)
@@ -82,7 +82,8 @@ def _rows(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """PyTorch on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
