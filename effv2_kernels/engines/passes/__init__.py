@@ -24,3 +24,29 @@ gamma, beta, mean, variance: (C,) of any dtype, or None. gate: (N, C) and mask: 
 dmean: (N, C) in wide. batch: whether the statistics are y's own. out: takes dy, and may be grad
 itself; None where nobody wants dy.
 """
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from ... import _native
+from . import aten, native
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def for_map(y: Tensor) -> ModuleType:
+    """The module whose passes are for ``y``: ``native`` for a real CPU map of a dtype that it
+    has, where it was compiled and loaded, else ``aten``."""
+    # Not of a subclass: a fake tensor has no data.
+    real = type(y) in (Tensor, nn.Parameter) and y.device.type == "cpu"
+    return native if real and y.dtype in _DTYPES and why_not_compiled() is None else aten
+
+
+def why_not_compiled() -> str | None:
+    """Why all maps go through ``aten``, in a sentence; None where the compiled passes are loaded."""
+    status = _native.load_cpu()
+    return None if status.loaded else f"the CPU passes are not loaded: {status.reason}"
