@@ -17,6 +17,7 @@ __all__ = ["FakeTensor", "TorchDispatchMode", "pytree"]
 
 #: Hooks on every module there is.
 GLOBAL_HOOKS = (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks)
+GLOBAL_BACKWARD_HOOKS = (nn_module._global_backward_hooks, nn_module._global_backward_pre_hooks)
 #: A context in which autograd is passed by.
 below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
 #: Whether torch.backends.mkldnn.enabled is set, which a user may change at any time.

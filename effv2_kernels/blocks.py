@@ -2,7 +2,7 @@
 
 An adapter turns a module of timm, torchvision or ``python_ref`` into one of these; inference and
 training read nothing else. They hold modules, not tensors, so a weight that is replaced, moved or
-loaded later is seen.
+loaded later is seen. ``drop_path``: what scales each image of a residual branch in training.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class ConvBNAct:
     conv: ConvNorm
     residual: bool = False
     is_stem: bool = False
+    drop_path: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class FusedMBConv:
     se: SqueezeExcite | None
     project: ConvNorm
     residual: bool
+    drop_path: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class MBConv:
     se: SqueezeExcite | None
     project: ConvNorm
     residual: bool
+    drop_path: nn.Module | None = None
 
 
 Block = ConvBNAct | FusedMBConv | MBConv

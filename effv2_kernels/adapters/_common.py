@@ -50,11 +50,14 @@ def conv_norm(
     return ConvNorm(conv, norm, activation(act), padding_of(conv, same_types))
 
 
-def refuse_drop_path(module: nn.Module | None, kind: type[nn.Module]) -> None:
-    """Raise Unsupported unless the module is the library's drop path, which in evaluation does
-    nothing, or none at all."""
-    if type(module) not in (kind, nn.Identity, type(None)):
+def drop_path(module: nn.Module | None, kind: type[nn.Module]) -> nn.Module | None:
+    """The library's drop path, which in evaluation does nothing, or None where there is none;
+    raises Unsupported for anything else."""
+    if type(module) is kind:
+        return module
+    if type(module) not in (nn.Identity, type(None)):
         raise Unsupported(f"its drop path is a {type(module).__name__}")
+    return None
 
 
 def activation(act: nn.Module | str) -> str:

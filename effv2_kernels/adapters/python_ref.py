@@ -100,22 +100,26 @@ def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
 
 
 def _mbconv(module: nn.Module) -> MBConv:
-    _common.refuse_drop_path(module.drop_path, _library()[0].DropPath)
     return MBConv(
         expand=None if module.expand is None else _conv_norm(module.expand, kind="pointwise"),
         depthwise=_conv_norm(module.depthwise, kind="depthwise"),
         se=_squeeze_excite(module.se),
         project=_conv_norm(module.project, kind="pointwise"),
         residual=module.has_skip,
+        drop_path=_drop_path(module),
     )
 
 
 def _fused_mbconv(module: nn.Module) -> FusedMBConv | ConvBNAct:
-    _common.refuse_drop_path(module.drop_path, _library()[0].DropPath)
     se = _squeeze_excite(module.se)
     if module.project is not None:
         expand, project = _conv_norm(module.expand), _conv_norm(module.project, kind="pointwise")
-        return FusedMBConv(expand, se, project, module.has_skip)
+        return FusedMBConv(expand, se, project, module.has_skip, _drop_path(module))
     if se is not None:
         raise Unsupported("it has squeeze-and-excite but no projection")
-    return ConvBNAct(_conv_norm(module.expand), residual=module.has_skip)
+    drop_path = _drop_path(module)
+    return ConvBNAct(_conv_norm(module.expand), residual=module.has_skip, drop_path=drop_path)
+
+
+def _drop_path(module: nn.Module) -> nn.Module | None:
+    return _common.drop_path(module.drop_path, _library()[0].DropPath)

@@ -80,6 +80,8 @@ class TimmEnds(Ends):
         return self.model.bn1(self.model.conv_stem(x))
 
     def body(self, x: Tensor) -> Tensor:
+        if self.model.grad_checkpointing:
+            return _library().models.checkpoint_seq(self.model.blocks, x, flatten=True)
         return self.model.blocks(x)
 
     def original_head(self, x: Tensor) -> Tensor:
@@ -104,7 +106,10 @@ def _refuse_extras(module: nn.Module) -> None:
         raise Unsupported("it starts with a space-to-depth convolution")
     if type(getattr(module, "aa", None)) not in (nn.Identity, type(None)):
         raise Unsupported("it has an anti-aliasing layer between its convolutions")
-    _common.refuse_drop_path(getattr(module, "drop_path", None), _library().layers.DropPath)
+
+
+def _drop_path(module: nn.Module) -> nn.Module | None:
+    return _common.drop_path(getattr(module, "drop_path", None), _library().layers.DropPath)
 
 
 def _conv_norm(conv: nn.Module, norm: nn.Module, *, kind: str = "dense") -> ConvNorm:
@@ -142,7 +147,8 @@ def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
 
 
 def _conv_bn_act(module: nn.Module) -> ConvBNAct:
-    return ConvBNAct(_conv_norm(module.conv, module.bn1), residual=module.has_skip)
+    conv, drop_path = _conv_norm(module.conv, module.bn1), _drop_path(module)
+    return ConvBNAct(conv, residual=module.has_skip, drop_path=drop_path)
 
 
 def _edge_residual(module: nn.Module) -> FusedMBConv:
@@ -151,6 +157,7 @@ def _edge_residual(module: nn.Module) -> FusedMBConv:
         se=_squeeze_excite(module.se),
         project=_conv_norm(module.conv_pwl, module.bn2, kind="pointwise"),
         residual=module.has_skip,
+        drop_path=_drop_path(module),
     )
 
 
@@ -161,6 +168,7 @@ def _inverted_residual(module: nn.Module) -> MBConv:
         se=_squeeze_excite(module.se),
         project=_conv_norm(module.conv_pwl, module.bn3, kind="pointwise"),
         residual=module.has_skip,
+        drop_path=_drop_path(module),
     )
 
 
@@ -171,4 +179,5 @@ def _depthwise_separable(module: nn.Module) -> MBConv:
         se=_squeeze_excite(module.se),
         project=_conv_norm(module.conv_pw, module.bn2, kind="pointwise"),
         residual=module.has_skip,
+        drop_path=_drop_path(module),
     )

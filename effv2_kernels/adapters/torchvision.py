@@ -7,7 +7,7 @@ from functools import cache
 from torch import Tensor, nn
 
 from ..blocks import Block, ConvBNAct, ConvNorm, FusedMBConv, MBConv, Refusal
-from ._common import Unsupported, conv_norm, refuse_drop_path, squeeze_excite
+from ._common import Unsupported, conv_norm, drop_path, squeeze_excite
 from .ends import Ends
 
 
@@ -95,7 +95,6 @@ def _conv_norm_act(module: nn.Module, kind: str = "dense") -> ConvNorm:
 
 def _mbconv(module: nn.Module) -> MBConv:
     library, misc = _library()
-    refuse_drop_path(module.stochastic_depth, library.StochasticDepth)
     parts = list(module.block)
     if len(parts) not in (3, 4) or type(parts[-2]) is not misc.SqueezeExcitation:
         raise Unsupported("its squeeze-excite is not torchvision's SqueezeExcitation")
@@ -108,15 +107,20 @@ def _mbconv(module: nn.Module) -> MBConv:
         se=squeeze_excite(se.fc1, se.fc2, se.activation, se.scale_activation),
         project=_conv_norm_act(parts[-1], kind="pointwise"),
         residual=module.use_res_connect,
+        drop_path=_drop_path(module),
     )
 
 
 def _fused_mbconv(module: nn.Module) -> FusedMBConv | ConvBNAct:
-    refuse_drop_path(module.stochastic_depth, _library()[0].StochasticDepth)
     parts = list(module.block)
+    skipped = module.use_res_connect, _drop_path(module)
     if len(parts) == 1:
-        return ConvBNAct(_conv_norm_act(parts[0]), residual=module.use_res_connect)
+        return ConvBNAct(_conv_norm_act(parts[0]), skipped[0], drop_path=skipped[1])
     if len(parts) != 2:
         raise Unsupported(f"it has {len(parts)} parts where expand and project belong")
     expand, project = _conv_norm_act(parts[0]), _conv_norm_act(parts[1], kind="pointwise")
-    return FusedMBConv(expand, None, project, module.use_res_connect)
+    return FusedMBConv(expand, None, project, *skipped)
+
+
+def _drop_path(module: nn.Module) -> nn.Module | None:
+    return drop_path(module.stochastic_depth, _library()[0].StochasticDepth)

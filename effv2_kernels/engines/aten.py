@@ -36,7 +36,14 @@ def out_size(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> tuple[int, int]:
     """Height and width of the convolution's output; TF SAME gives ceil(size / stride)."""
-    height, width = x.shape[2], x.shape[3]
+    return size_after(x.shape[2:], kernel, stride, padding)
+
+
+def size_after(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    """The same of an input of ``size``, height and width."""
+    height, width = size
     if not padding:
         return -(-height // stride[0]), -(-width // stride[1])
     top, bottom, left, right = padding

@@ -20,15 +20,19 @@ from ..engines import triton as triton_ops
 from . import (
     conv_act_pool,
     conv_bias_act,
+    conv_bn_act_train,
     depthwise_bias_act,
     expand_depthwise,
     fused_mbconv,
+    fused_mbconv_train,
     gated_project,
+    mbconv_train,
     squeeze_excite_gate,
     stem,
 )
 from ._library import ON_GPU, TRITON_INTERPRETED
 from ._op import Chosen, Engine, Engines, Named, Op, Replayed, names, tell
+from ._training import TrainingOp
 
 OPS: dict[str, Op] = {
     module.OP.name: module.OP
@@ -44,6 +48,10 @@ OPS: dict[str, Op] = {
     )
 }
 
+TRAINING_OPS: dict[str, TrainingOp] = {
+    module.OP.name: module.OP for module in (conv_bn_act_train, fused_mbconv_train, mbconv_train)
+}
+
 #: The ops that the native library has a kernel for, and that Triton has one for, where they are.
 NATIVE_OPS = frozenset(op.name for op in OPS.values() if op.has("cuda") and native.LOADED)
 TRITON_OPS = frozenset(op.name for op in OPS.values() if op.has("triton"))
@@ -52,6 +60,7 @@ __all__ = [
     "NATIVE_OPS",
     "ON_GPU",
     "OPS",
+    "TRAINING_OPS",
     "TRITON_INTERPRETED",
     "TRITON_OPS",
     "Chosen",
@@ -60,6 +69,7 @@ __all__ = [
     "Named",
     "Op",
     "Replayed",
+    "TrainingOp",
     "names",
     "tell",
     "triton_ops",

@@ -19,6 +19,7 @@ from ..blocks import Block, ConvBNAct, Refusal, convs_of, leaves_of
 from ..running.inference import BlockRunner
 from ..running.sequences import op_names
 from ..running.structure import Watch, hooks_of, links_of
+from ..running.training import BlockTrainer
 from . import macs
 from .backends import choose, switched_off_notes
 from .choices import Noted, Where, aten_notes, by_batch, here
@@ -86,9 +87,11 @@ def patch(
     triton = backend == "triton"
     for _, module, block in accepted:
         if module is not None:
-            _install_block(module, block, triton)
+            _install_block(module, block, triton, training)
     # After the blocks: a model's ends may hold some, whose forward is to be found as it now is.
-    pooled_heads = {name for prefix, end in ends for name in _install_ends(prefix, end, triton)}
+    pooled_heads = {
+        name for prefix, end in ends for name in _install_ends(prefix, end, triton, training)
+    }
     for _, end in ends:
         _join_checks(end.model)
     where = here(device, triton)
@@ -206,9 +209,10 @@ def _refuse_altered_ends(ends: Ends, described: Block) -> Block | Refusal:
     return described
 
 
-def _install_block(module: nn.Module, block: Block, triton: bool) -> None:
-    runner = BlockRunner(block, Watch(links_of(module)), triton)
-    forward = BlockForward(module, runner)
+def _install_block(module: nn.Module, block: Block, triton: bool, training: bool) -> None:
+    watch = Watch(links_of(module))
+    trainer = BlockTrainer(block, watch) if training else None
+    forward = BlockForward(module, BlockRunner(block, watch, triton), trainer)
     shown = PatchedRepr(module, ", ".join(op_names(block)), [forward])
     _put(module, forward=forward, train=PatchedTrain(module, forward), extra_repr=shown)
 
@@ -220,7 +224,7 @@ def _put(module: nn.Module, **methods: Any) -> None:
     vars(module).update(methods, _replicate_for_data_parallel=ReplicateUnpatched(module))
 
 
-def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
+def _install_ends(prefix: str, ends: Ends, triton: bool, training: bool) -> Iterator[str]:
     """Let the model's own methods run its ends; yields the head's name if its pool is fused."""
     described = {c.name: c.described for c in _of_ends(prefix, ends)}
     stem, head = described[prefix + ends.stem_name], described.get(prefix + str(ends.head_name))
@@ -229,8 +233,11 @@ def _install_ends(prefix: str, ends: Ends, triton: bool) -> Iterator[str]:
     if not ends.methods or (own_stem is None and head is None):
         return
     watch = Watch(_bypassed_links(ends))
-    stem_and_head = (_end_runner(block, watch, triton) for block in (own_stem, head))
-    runner = ModelRunner(ends, watch, *stem_and_head)
+    of_stem, of_head = (_end_runner(block, watch, triton) for block in (own_stem, head))
+    # Else the ends are modules that train themselves, as blocks do.
+    trained = (own_stem, head) if training and ends.run_by_model else (None, None)
+    trainers = [None if block is None else BlockTrainer(block, watch) for block in trained]
+    runner = ModelRunner(ends, watch, of_stem, of_head, trainers)
     methods = {name: ModelForward(runner, name) for name in ends.methods}
     pooled = head is not None and runner.pools_plainly
     shown = [(ends.stem_name, own_stem, False), (ends.head_name, head, pooled)]

@@ -5,7 +5,7 @@ Each holds the module it serves, so that a copy of the model gets callables that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..running.live import live
 from ..running.look import Look, standing
 from ..running.sequences import pooled_head
 from ..running.structure import Watch, is_all_known
+from ..running.training import BlockTrainer
 
 
 class _Forward:
@@ -39,17 +40,21 @@ class _Forward:
 
 
 class BlockForward(_Forward):
-    """The forward of a patched block: our ops where they give the same, else the original."""
+    """The forward of a patched block: our ops where they give the same, else the original.
+    ``trainer``: None where only inference is patched."""
 
-    def __init__(self, module: nn.Module, runner: BlockRunner):
+    def __init__(self, module: nn.Module, runner: BlockRunner, trainer: BlockTrainer | None):
         self.module = module
         self.runner = runner
+        self.trainer = trainer
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.enabled and not self.module.training and self.runner.usable(x):
             return self.runner.run(x)
         if not torch.compiler.is_compiling():
             self.clear()  # training, or whatever else goes on: weights will change
+        if self.enabled and self.trainer is not None and self.trainer.usable(x):
+            return self.trainer.run(x)
         return type(self.module).forward(self.module, x)
 
     def clear(self) -> None:
@@ -64,12 +69,19 @@ class ModelRunner:
     """
 
     def __init__(
-        self, ends: Ends, watch: Watch, stem: BlockRunner | None, head: BlockRunner | None
+        self,
+        ends: Ends,
+        watch: Watch,
+        stem: BlockRunner | None,
+        head: BlockRunner | None,
+        trainers: Sequence[BlockTrainer | None],
     ):
+        """trainers: of stem and head, where no module of their own computes them."""
         self.ends = ends
         self.watch = watch
         self.stem = stem
         self.head = head
+        self.trainers = trainers
         self.pools_plainly = ends.pools_plainly()
         self.blocks: frozenset[BlockRunner] = frozenset()
         self.tree: Watch | None = None
@@ -102,19 +114,33 @@ class ModelRunner:
             return self._unchanged()
         return not is_transformed() and self._as_described()
 
+    def trains(self) -> bool:
+        """Whether an end is to be trained by our ops."""
+        if not any(self.trainers) or torch.compiler.is_exporting() or not self.ends.applies():
+            return False
+        if torch.compiler.is_compiling():
+            return self._methods_unchanged_in_trace()
+        return not is_transformed() and self._methods_unchanged()
+
     @torch.compiler.assume_constant_result
     def _unchanged(self) -> bool:
         return self._as_described()
 
+    @torch.compiler.assume_constant_result
+    def _methods_unchanged_in_trace(self) -> bool:
+        return self._methods_unchanged()
+
     def _as_described(self) -> bool:
-        methods = (*self.ends.methods, *self.ends.bypassed_methods)
-        own = vars(self.ends.model)
-        replaced = (own[name] for name in methods if name in own)
         return (
             self.watch.unchanged()
             and self.ends.pools_plainly() == self.pools_plainly
-            and all(isinstance(m, ModelForward) for m in replaced)
+            and self._methods_unchanged()
         )
+
+    def _methods_unchanged(self) -> bool:
+        methods = (*self.ends.methods, *self.ends.bypassed_methods)
+        own = vars(self.ends.model)
+        return all(isinstance(own[name], ModelForward) for name in methods if name in own)
 
     def run(self, method: str, x: Tensor) -> Tensor:
         computed = self.forward if method == "forward" else self.forward_features
@@ -147,6 +173,14 @@ class ModelRunner:
             gates = (gate for runner in self.blocks for gate in gates_of(runner.block))
             stamp = Stamp(leaves, gates)
         return stamp
+
+    def train(self, method: str, x: Tensor) -> Tensor:
+        """The model's own forward, its ends on our training ops."""
+        stem, head = self.trainers
+        x = stem.run(x) if stem is not None and stem.usable(x) else self.ends.original_stem(x)
+        x = self.ends.body(x)
+        x = head.run(x) if head is not None and head.usable(x) else self.ends.original_head(x)
+        return x if method == "forward_features" else self.ends.after_head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._before_head(x)
@@ -183,6 +217,8 @@ class ModelForward(_Forward):
             return self.runner.run(self.method, x)
         if not torch.compiler.is_compiling():
             self.clear()
+        if self.enabled and self.runner.trains():
+            return self.runner.train(self.method, x)
         model = self.runner.ends.model
         return getattr(type(model), self.method)(model, x)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._torch import GLOBAL_HOOKS
+from .._torch import GLOBAL_BACKWARD_HOOKS, GLOBAL_HOOKS
 
 _ADDRESS = Tensor.data_ptr
 _EPS = attrgetter("eps")
@@ -45,6 +45,7 @@ class Watch:
         self._sizes = list(map(len, self._containers))
         self._moody = tuple(c for c in self._children if type(c) not in _SAME_IN_EVERY_MODE)
         self._hooks = tuple(hooks for child in self._children for hooks in forward_hooks(child))
+        self._all_hooks = tuple(hooks for child in self._children for hooks in hooks_of(child))
         self._find_instances()
         self._forwards = tuple(map(_FORWARD, self._instances))
         self._convs = tuple(c for c in self._children if isinstance(c, nn.Conv2d))
@@ -72,18 +73,36 @@ class Watch:
                 return False
         return True
 
+    def has_its_children(self) -> bool:
+        """The same for training, whose mode each norm is asked for."""
+        return all(getattr(parent, name) is child for parent, name, child in self._links)
+
     def unchanged(self) -> bool:
         return (
             not any(self._hooks)
             and True not in map(_TRAINING, self._moody)
-            and all(map(is_, map(dict.get, self._parents, self._names), self._children))
+            and self._has_its_structure()
+            and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
+            and not any(GLOBAL_HOOKS)
+        )
+
+    def unchanged_in_training(self) -> bool:
+        """The same where autograd records: hooks of a backward count, the mode does not."""
+        return (
+            not any(self._all_hooks)
+            and self._has_its_structure()
+            and not any(GLOBAL_BACKWARD_HOOKS)
+            and not any(GLOBAL_HOOKS)
+        )
+
+    def _has_its_structure(self) -> bool:
+        return (
+            all(map(is_, map(dict.get, self._parents, self._names), self._children))
             and list(map(type, self._children)) == self._kinds
             and list(map(len, self._containers)) == self._sizes
             and all(map(is_, map(_FORWARD, self._instances), self._forwards))
             and list(map(_GEOMETRY, self._convs)) == self._geometry
             and [gelu.approximate for gelu in self._gelus] == self._approximations
-            and all(_are_there(map(get, self._buffers)) for get in _STATISTICS)
-            and not any(GLOBAL_HOOKS)
         )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...activations import FUNCTIONS
@@ -46,7 +45,7 @@ def coefficients(
     if mean is None or variance is None:
         # The running statistics only say in which dtype those of the batch come.
         nothing = y.new_zeros(2, y.shape[1], dtype=wide)
-        mean, variance = torch.batch_norm_update_stats(y, *nothing, 0.0)
+        mean, variance = _ops.batch_norm_update_stats.default(y, *nothing, 0.0)
     mean, variance = mean.to(wide), variance.to(wide)
     rstd = torch.rsqrt(variance + eps)
     scale = rstd if gamma is None else rstd * gamma.to(wide)
@@ -120,7 +119,8 @@ def gated_backward(
 def _normed(y: Tensor, coefficients: Tensor) -> Tensor:
     """scale y + shift, in one pass."""
     mean, variance = torch.zeros_like(coefficients[0]), torch.ones_like(coefficients[0])
-    return F.batch_norm(y, mean, variance, coefficients[3], coefficients[4], eps=0.0)
+    of_norm = coefficients[3], coefficients[4], mean, variance
+    return _ops.native_batch_norm.default(y, *of_norm, False, 0.0, 0.0)[0]
 
 
 def _through(grad: Tensor, y: Tensor, coefficients: Tensor, act: str) -> Tensor:

@@ -35,7 +35,7 @@ def bn_act(
     mask: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    return NATIVE.bn_act.default(y, coefficients, act, gate, mask, residual)
+    return NATIVE.bn_act.default(y, coefficients, act, _dense(gate), _dense(mask), residual)
 
 
 def act_mean(y: Tensor, coefficients: Tensor, act: str) -> Tensor:
@@ -52,7 +52,9 @@ def bn_act_backward(
     batch: bool,
     out: Tensor | None,
 ) -> Tensor:
-    return NATIVE.bn_act_backward.default(grad, y, coefficients, act, mask, batch, out)
+    return NATIVE.bn_act_backward.default(
+        *(grad, y, coefficients, act, _dense(mask), batch, out)
+    )
 
 
 def gated_sums(grad: Tensor, y: Tensor, coefficients: Tensor, act: str) -> Tensor:
@@ -72,10 +74,14 @@ def gated_backward(
     out: Tensor | None,
 ) -> Tensor:
     return NATIVE.gated_backward.default(
-        *(grad, y, coefficients, act, sums, gate, dmean, batch, out)
+        *(grad, y, coefficients, act, sums, _dense(gate), _dense(dmean), batch, out)
     )
 
 
 def _wide(vector: Tensor | None, y: Tensor) -> Tensor | None:
-    """A detached one, for an op that knows no derivative."""
-    return None if vector is None else vector.detach().to(wide_dtype(y)).contiguous()
+    """Detached: the op knows no derivative."""
+    return None if vector is None else _dense(vector.detach().to(wide_dtype(y)))
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()

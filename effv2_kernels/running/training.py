@@ -1,0 +1,235 @@
+"""A described block in training: one autograd Function, which keeps what only it can know to keep.
+
+``BlockTrainer`` decides (``usable``) and computes (``run``). Whether a norm takes the statistics of
+the batch is the norm's own affair, as in PyTorch: frozen norms in a training model, and a model in
+evaluation whose gradients are asked for, run here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._torch import FakeTensor, is_transformed
+from ..blocks import Block, ConvNorm, convs_of, leaves_of, se_of
+from ..engines import aten
+from .structure import Watch
+from .training_calls import CALLS, Call
+
+_PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
+
+
+class BlockTrainer:
+    """Trains one block on our ops. ``watched``: the modules whose own forward is bypassed."""
+
+    def __init__(self, block: Block, watched: Watch):
+        self.block = block
+        self.branch = replace(block, residual=False)
+        self.watch = watched
+        self.leaves = tuple(leaves_of(block))
+        self.convs = tuple(part for _, part in convs_of(block))
+
+    def usable(self, x: Tensor) -> bool:
+        """Whether our ops give what the original forward would, here and now."""
+        if not isinstance(x, Tensor) or x.dim() != 4 or torch.compiler.is_exporting():
+            return False
+        if torch.compiler.is_compiling():
+            return self._unchanged() and self.watch.has_its_children() and self._fits(x)
+        return (
+            type(x) in _PLAIN_TENSORS
+            and not is_transformed()
+            and self.watch.unchanged_in_training()
+            and all(map(_is_plain, self.leaves))
+            and self._fits(x)
+        )
+
+    @torch.compiler.assume_constant_result
+    def _unchanged(self) -> bool:
+        return self.watch.unchanged_in_training() and all(map(_is_plain, self.leaves))
+
+    def _fits(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and all(_agrees(part, x) for part in self.convs)
+            and not (x.shape[0] == 1 and self._has_one_value(x))
+        )
+
+    def _has_one_value(self, x: Tensor) -> bool:
+        """Whether a norm would take statistics of a single value, for which PyTorch has its own
+        error: the original forward raises it."""
+        sizes = zip(self.convs, self._sizes(x), strict=True)
+        return any(_of_batch(part.norm) and height * width == 1 for part, (height, width) in sizes)
+
+    def _sizes(self, x: Tensor) -> Iterator[tuple[int, int]]:
+        """Height and width of each convolution's output."""
+        size = x.shape[2], x.shape[3]
+        for part in self.convs:
+            size = aten.size_after(size, part.conv.kernel_size, part.stride, part.padding)
+            yield size
+
+    def run(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) in any memory format -> (N, O, H', W'), channels_last."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if _autocasts(device) else x.dtype
+        if x.dtype == dtype:
+            return self._apply(self.block, x)
+        # As in PyTorch, a wider input makes the sum of the residual wider.
+        y = self._apply(self.branch, x.to(dtype))
+        return y + x if self.block.residual else y
+
+    def _apply(self, block: Block, x: Tensor) -> Tensor:
+        call = CALLS[type(block)](block)
+        mask = _drop_path(self.block, x) if self.block.residual else None
+        parameters = [t for part in self.convs for t in _parameters(part)]
+        se = se_of(block)
+        if se is not None:
+            parameters += (se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
+        if torch.compiler.is_compiling():
+            # A graph's buffers move outside of the Function; nothing checkpoints in there.
+            out, *coefficients = _Block.apply(call, None, x, mask, *parameters)
+            self._move(x, coefficients)
+            return out
+        return _Block.apply(call, self._move, x, mask, *parameters)
+
+    def _move(self, x: Tensor, coefficients: Sequence[Tensor]) -> None:
+        """The norms' running statistics, as ``nn.BatchNorm2d`` moves them."""
+        for part, size, (mean, variance, *_) in zip(
+            self.convs, self._sizes(x), coefficients, strict=True
+        ):
+            norm = part.norm
+            if not norm.training or not norm.track_running_stats:
+                continue
+            share = 0.0 if norm.momentum is None else norm.momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+                if norm.momentum is None:
+                    share = 1.0 / float(norm.num_batches_tracked)
+            if norm.running_mean is None or norm.running_var is None:
+                continue
+            values = x.shape[0] * size[0] * size[1]
+            _towards(norm.running_mean, mean, share)
+            _towards(norm.running_var, variance * (values / (values - 1)), share)
+
+
+class _Block(torch.autograd.Function):
+    """A block's training op, and its backward op, for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, move: Any, x: Tensor, mask: Tensor | None, *parameters: Any):
+        out, *kept = call.forward(x, mask, parameters)
+        coefficients = kept[1 : 2 * call.convs : 2]
+        if move is not None:
+            # Before anything is saved: where a checkpoint recomputes, it stops at the last tensor
+            # that is saved, and the buffers of the unpatched model have moved twice by then.
+            move(x, coefficients)
+        ctx.call = call
+        ctx.masked = mask is not None
+        ctx.parameters = len(parameters)
+        ctx.save_for_backward(x, mask, *parameters, *kept)
+        ctx.set_materialize_grads(False)
+        if move is not None:
+            return out
+        ctx.mark_non_differentiable(*coefficients)
+        return (out, *coefficients)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
+        nothing = (None,) * (4 + ctx.parameters)
+        if grad is None:
+            return nothing
+        x, mask, *rest = ctx.saved_tensors
+        parameters, kept = rest[: ctx.parameters], rest[ctx.parameters :]
+        needs = ctx.needs_input_grad
+        wanted = [needs[2], *needs[4:]]
+        with torch.no_grad():
+            found = ctx.call.backward(grad, x, mask, parameters, kept, wanted)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _Once.apply(len(found), *found, grad, x, *parameters)
+        gradients = iter(found)
+        of_x, *of_parameters = (next(gradients) if want else None for want in wanted)
+        return (None, None, of_x, None, *of_parameters)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have none themselves: who asks is told."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Any):
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any):
+        raise RuntimeError(
+            "effv2's training ops have no second derivative (a gradient of a gradient was asked "
+            "for): patch(model, training=False), or unpatch(model), for that"
+        )
+
+
+def _parameters(part: ConvNorm) -> tuple[Tensor | None, ...]:
+    """weight, bias, gamma, beta; mean and variance of a norm that is frozen."""
+    conv, norm = part.conv, part.norm
+    gamma, beta = norm.weight, norm.bias
+    if (gamma is None) != (beta is None):  # the ops know both or neither
+        one = beta if gamma is None else gamma
+        gamma = torch.ones_like(one) if gamma is None else gamma
+        beta = torch.zeros_like(one) if beta is None else beta
+    frozen = (None, None) if _of_batch(norm) else (norm.running_mean, norm.running_var)
+    return conv.weight, conv.bias, gamma, beta, *frozen
+
+
+def _of_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether it normalises by the statistics of the batch."""
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
+def _agrees(part: ConvNorm, x: Tensor) -> bool:
+    """Whether PyTorch computes conv and norm in x's dtype, or in autocast's."""
+    weight, norm = part.conv.weight, part.norm
+    if weight.device != x.device:
+        return False
+    dtype = x.dtype
+    if _autocasts(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if torch.float64 in (weight.dtype, x.dtype):
+            return False
+    elif weight.dtype != dtype:
+        return False
+    vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    kinds = {vector.dtype for vector in vectors if vector is not None}
+    return (
+        len(kinds) == 0
+        or kinds == {dtype}
+        or (kinds == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
+    )
+
+
+def _is_plain(leaf: nn.Module) -> bool:
+    """Whether its tensors are no subclass's, which may compute otherwise."""
+    own = (*leaf._parameters.values(), *leaf._buffers.values())
+    return all(tensor is None or type(tensor) in _PLAIN_TENSORS for tensor in own)
+
+
+def _drop_path(block: Block, x: Tensor) -> Tensor | None:
+    """What the block's own drop path multiplies each image by, (N,), or None where it does nothing.
+    It is called on ones, so that it draws the numbers that it draws unpatched."""
+    if block.drop_path is None or not block.drop_path.training:
+        return None
+    ones = x.new_ones((x.shape[0], 1, 1, 1))
+    kept = block.drop_path(ones)
+    return None if kept is ones else kept.flatten()
+
+
+def _towards(running: Tensor, found: Tensor, share: float) -> None:
+    """running <- (1 - share) running + share found, in the wider dtype."""
+    if running.dtype == found.dtype:
+        running.lerp_(found, share)
+    else:
+        running.copy_(torch.lerp(running.to(found.dtype), found, share))
+
+
+def _autocasts(device: str) -> bool:
+    return torch.is_autocast_enabled(device)
