@@ -1,8 +1,9 @@
 // The loops of the passes over one block of a map: vector code, with no torch type in sight.
 //
-// Each kernel is a struct of what it reads and writes and `span`, which does a run of neighbouring
-// elements. Pointers to elements (T) are to the block's first one; vectors (Wide<T>) are as long as
-// a span, repeated where it covers several pixels.
+// Each kernel is a struct of what it reads and writes and `spans`, which does `kSpans` runs of
+// `count` neighbouring elements, `stride` apart. Pointers to elements (T) are to the block's first
+// one; vectors (Wide<T>) are as long as a span, repeated where it covers several pixels. Kernels
+// that sum take several spans at once, so that a sum is loaded and stored once for all of them.
 #pragma once
 
 #include "activations.h"
@@ -24,16 +25,23 @@ struct Norm {
 template <typename T>
 struct Moments {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 4;
   const T* y;
   const W* pivot;
   W *sum, *square_sum;
 
-  EFFV2_INLINE void span(None, int64_t at, int64_t count) const {
+  template <int kSpans>
+  EFFV2_INLINE void spans(None, int64_t at, int64_t stride, int64_t count) const {
     EFFV2_VECTORISE
     for (int64_t i = 0; i < count; ++i) {
-      const W centred = widened(y[at + i]) - pivot[i];
-      sum[i] += centred;
-      square_sum[i] += centred * centred;
+      W total = 0, square_total = 0;
+      for (int s = 0; s < kSpans; ++s) {
+        const W centred = widened(y[at + s * stride + i]) - pivot[i];
+        total += centred;
+        square_total += centred * centred;
+      }
+      sum[i] += total;
+      square_sum[i] += square_total;
     }
   }
 };
@@ -42,12 +50,13 @@ struct Moments {
 template <typename T>
 struct BnAct {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 1;
   const T *y, *residual;
   T* out;
   const W *scale, *shift, *factor;
 
-  template <typename Act>
-  EFFV2_INLINE void span(Act, int64_t at, int64_t count) const {
+  template <int kSpans, typename Act>
+  EFFV2_INLINE void spans(Act, int64_t at, int64_t stride, int64_t count) const {
     if (residual == nullptr) {
       EFFV2_VECTORISE
       for (int64_t i = 0; i < count; ++i) {
@@ -67,15 +76,20 @@ struct BnAct {
 template <typename T>
 struct ActSum {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 4;
   const T* y;
   const W *scale, *shift;
   W* sum;
 
-  template <typename Act>
-  EFFV2_INLINE void span(Act, int64_t at, int64_t count) const {
+  template <int kSpans, typename Act>
+  EFFV2_INLINE void spans(Act, int64_t at, int64_t stride, int64_t count) const {
     EFFV2_VECTORISE
     for (int64_t i = 0; i < count; ++i) {
-      sum[i] += Act::value(scale[i] * widened(y[at + i]) + shift[i]);
+      W total = 0;
+      for (int s = 0; s < kSpans; ++s) {
+        total += Act::value(scale[i] * widened(y[at + s * stride + i]) + shift[i]);
+      }
+      sum[i] += total;
     }
   }
 };
@@ -85,30 +99,38 @@ struct ActSum {
 template <typename T>
 struct GradientSums {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 2;
   const T *grad, *y;
   T* out;
   Norm<W> norm;
   const W *factor, *out_scale;
   W *sum, *centred_sum;
 
-  template <typename Act>
-  EFFV2_INLINE W add(Act, int64_t at, int64_t i) const {
-    const W value = widened(y[at + i]);
-    const W z = norm.scale[i] * value + norm.shift[i];
-    const W dz = Act::through(widened(grad[at + i]) * factor[i], z);
-    sum[i] += dz;
-    centred_sum[i] += dz * (value - norm.mean[i]);
-    return dz;
+  template <int kSpans, bool kWrites, typename Act>
+  EFFV2_INLINE void add(Act, int64_t at, int64_t stride, int64_t count) const {
+    EFFV2_VECTORISE
+    for (int64_t i = 0; i < count; ++i) {
+      W total = 0, centred_total = 0;
+      for (int s = 0; s < kSpans; ++s) {
+        const int64_t element = at + s * stride + i;
+        const W value = widened(y[element]);
+        const W z = norm.scale[i] * value + norm.shift[i];
+        const W dz = Act::through(widened(grad[element]) * factor[i], z);
+        total += dz;
+        centred_total += dz * (value - norm.mean[i]);
+        if (kWrites) store(&out[element], dz * out_scale[i]);
+      }
+      sum[i] += total;
+      centred_sum[i] += centred_total;
+    }
   }
 
-  template <typename Act>
-  EFFV2_INLINE void span(Act act, int64_t at, int64_t count) const {
+  template <int kSpans, typename Act>
+  EFFV2_INLINE void spans(Act act, int64_t at, int64_t stride, int64_t count) const {
     if (out == nullptr) {
-      EFFV2_VECTORISE
-      for (int64_t i = 0; i < count; ++i) add(act, at, i);
+      add<kSpans, false>(act, at, stride, count);
     } else {
-      EFFV2_VECTORISE
-      for (int64_t i = 0; i < count; ++i) store(&out[at + i], add(act, at, i) * out_scale[i]);
+      add<kSpans, true>(act, at, stride, count);
     }
   }
 };
@@ -118,13 +140,14 @@ struct GradientSums {
 template <typename T>
 struct Gradient {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 1;
   const T *grad, *y;
   T* out;
   Norm<W> norm;
   const W *factor, *addend, *slope, *offset;
 
-  template <typename Act>
-  EFFV2_INLINE void span(Act, int64_t at, int64_t count) const {
+  template <int kSpans, typename Act>
+  EFFV2_INLINE void spans(Act, int64_t at, int64_t stride, int64_t count) const {
     EFFV2_VECTORISE
     for (int64_t i = 0; i < count; ++i) {
       const W value = widened(y[at + i]);
@@ -141,26 +164,37 @@ struct Gradient {
 template <typename T>
 struct GatedSums {
   using W = Wide<T>;
+  static constexpr int kSpansAtOnce = 2;
   const T *grad, *y;
   Norm<W> norm;
   W* sums[5];
 
-  template <typename Act>
-  EFFV2_INLINE void span(Act, int64_t at, int64_t count) const {
+  template <int kSpans, typename Act>
+  EFFV2_INLINE void spans(Act, int64_t at, int64_t stride, int64_t count) const {
     W *value_sum = sums[0], *grad_sum = sums[1], *centred_grad_sum = sums[2];
     W *slope_sum = sums[3], *centred_slope_sum = sums[4];
     EFFV2_VECTORISE
     for (int64_t i = 0; i < count; ++i) {
-      const W centred = widened(y[at + i]) - norm.mean[i];
-      const W z = norm.scale[i] * widened(y[at + i]) + norm.shift[i];
-      const W upstream = widened(grad[at + i]);
-      const W slope = Act::slope(z);
-      const W dz = Act::through(upstream, z);
-      value_sum[i] += upstream * Act::value(z);
-      grad_sum[i] += dz;
-      centred_grad_sum[i] += dz * centred;
-      slope_sum[i] += slope;
-      centred_slope_sum[i] += slope * centred;
+      W value_total = 0, grad_total = 0, centred_grad_total = 0;
+      W slope_total = 0, centred_slope_total = 0;
+      for (int s = 0; s < kSpans; ++s) {
+        const int64_t element = at + s * stride + i;
+        const W centred = widened(y[element]) - norm.mean[i];
+        const W z = norm.scale[i] * widened(y[element]) + norm.shift[i];
+        const W upstream = widened(grad[element]);
+        const W slope = Act::slope(z);
+        const W dz = Act::through(upstream, z);
+        value_total += upstream * Act::value(z);
+        grad_total += dz;
+        centred_grad_total += dz * centred;
+        slope_total += slope;
+        centred_slope_total += slope * centred;
+      }
+      value_sum[i] += value_total;
+      grad_sum[i] += grad_total;
+      centred_grad_sum[i] += centred_grad_total;
+      slope_sum[i] += slope_total;
+      centred_slope_sum[i] += centred_slope_total;
     }
   }
 };

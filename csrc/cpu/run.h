@@ -20,10 +20,15 @@ namespace effv2::cpu {
 
 template <typename Act, typename Kernel>
 EFFV2_INLINE void run_spans(const Block& block, Act act, const Kernel& kernel) {
-  for (int64_t span = 0; span < block.spans; ++span) {
-    kernel.span(act, span * block.stride, block.length);
+  constexpr int kAtOnce = Kernel::kSpansAtOnce;
+  int64_t span = 0;
+  for (; span + kAtOnce <= block.spans; span += kAtOnce) {
+    kernel.template spans<kAtOnce>(act, span * block.stride, block.stride, block.length);
   }
-  if (block.tail > 0) kernel.span(act, block.spans * block.stride, block.tail);
+  for (; span < block.spans; ++span) {
+    kernel.template spans<1>(act, span * block.stride, block.stride, block.length);
+  }
+  if (block.tail > 0) kernel.template spans<1>(act, span * block.stride, block.stride, block.tail);
 }
 
 template <typename Kernel>

@@ -52,9 +52,7 @@ def bn_act_backward(
     batch: bool,
     out: Tensor | None,
 ) -> Tensor:
-    return NATIVE.bn_act_backward.default(
-        *(grad, y, coefficients, act, _dense(mask), batch, out)
-    )
+    return NATIVE.bn_act_backward.default(*(grad, y, coefficients, act, _dense(mask), batch, out))
 
 
 def gated_sums(grad: Tensor, y: Tensor, coefficients: Tensor, act: str) -> Tensor:
