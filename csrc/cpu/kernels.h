@@ -60,13 +60,14 @@ struct BnAct {
     if (residual == nullptr) {
       EFFV2_VECTORISE
       for (int64_t i = 0; i < count; ++i) {
-        store(&out[at + i], Act::value(scale[i] * widened(y[at + i]) + shift[i]) * factor[i]);
+        const W value = Act::value(scale[i] * widened(y[at + i]) + shift[i]);
+        out[at + i] = rounded<T>(value * factor[i]);
       }
     } else {
       EFFV2_VECTORISE
       for (int64_t i = 0; i < count; ++i) {
         const W value = Act::value(scale[i] * widened(y[at + i]) + shift[i]);
-        store(&out[at + i], value * factor[i] + widened(residual[at + i]));
+        out[at + i] = rounded<T>(value * factor[i] + widened(residual[at + i]));
       }
     }
   }
@@ -94,19 +95,24 @@ struct ActSum {
   }
 };
 
-// Reads grad and y; adds dz = (grad factor) act'(z) and dz (y - mean) to the two sums; writes
-// dz out_scale to out if there is one, which may be grad.
+// What the first of two passes over a gradient writes to out.
+enum class Writes { kNothing, kDz, kDy };
+
+// Reads grad and y; adds dz = (grad factor) act'(z) and dz (y - mean) to the two sums; writes dz,
+// or dy = scale dz, to out, which may be grad. If dz is kept for a second pass, the sums are of
+// what is kept, as rounded: what statistics take from dz must cancel in a map's sum.
 template <typename T>
 struct GradientSums {
   using W = Wide<T>;
   static constexpr int kSpansAtOnce = 2;
   const T *grad, *y;
   T* out;
+  Writes writes;
   Norm<W> norm;
-  const W *factor, *out_scale;
+  const W* factor;
   W *sum, *centred_sum;
 
-  template <int kSpans, bool kWrites, typename Act>
+  template <int kSpans, Writes kWrites, typename Act>
   EFFV2_INLINE void add(Act, int64_t at, int64_t stride, int64_t count) const {
     EFFV2_VECTORISE
     for (int64_t i = 0; i < count; ++i) {
@@ -116,9 +122,10 @@ struct GradientSums {
         const W value = widened(y[element]);
         const W z = norm.scale[i] * value + norm.shift[i];
         const W dz = Act::through(widened(grad[element]) * factor[i], z);
+        if (kWrites == Writes::kDz) out[element] = rounded<T>(dz);
+        if (kWrites == Writes::kDy) out[element] = rounded<T>(norm.scale[i] * dz);
         total += dz;
         centred_total += dz * (value - norm.mean[i]);
-        if (kWrites) store(&out[element], dz * out_scale[i]);
       }
       sum[i] += total;
       centred_sum[i] += centred_total;
@@ -127,16 +134,20 @@ struct GradientSums {
 
   template <int kSpans, typename Act>
   EFFV2_INLINE void spans(Act act, int64_t at, int64_t stride, int64_t count) const {
-    if (out == nullptr) {
-      add<kSpans, false>(act, at, stride, count);
-    } else {
-      add<kSpans, true>(act, at, stride, count);
+    switch (writes) {
+      case Writes::kNothing:
+        return add<kSpans, Writes::kNothing>(act, at, stride, count);
+      case Writes::kDz:
+        return add<kSpans, Writes::kDz>(act, at, stride, count);
+      case Writes::kDy:
+        return add<kSpans, Writes::kDy>(act, at, stride, count);
     }
   }
 };
 
-// Reads grad and y; writes scale dz + slope (y - mean) + offset, dz = (grad factor + addend)
-// act'(z), to out, which may be grad.
+// Reads grad and y; writes scale (dz - offset - slope (y - mean)), dz = (grad factor + addend)
+// act'(z), to out, which may be grad. In this order, in which dz and what is taken from it are
+// exact: they can cancel.
 template <typename T>
 struct Gradient {
   using W = Wide<T>;
@@ -153,8 +164,8 @@ struct Gradient {
       const W value = widened(y[at + i]);
       const W z = norm.scale[i] * value + norm.shift[i];
       const W dz = Act::through(widened(grad[at + i]) * factor[i] + addend[i], z);
-      const W statistics = slope[i] * (value - norm.mean[i]) + offset[i];
-      store(&out[at + i], norm.scale[i] * dz + statistics);
+      const W statistics = slope[i] * (value - norm.mean[i]);
+      out[at + i] = rounded<T>(norm.scale[i] * (dz - offset[i] - statistics));
     }
   }
 };

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define EFFV2_INLINE __attribute__((always_inline)) inline
 
@@ -52,17 +53,16 @@ EFFV2_INLINE float widened(BFloat16 value) {
   return bits_as<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
-EFFV2_INLINE void store(float* to, float value) {
-  *to = value;
-}
-EFFV2_INLINE void store(double* to, double value) {
-  *to = value;
-}
 // To the nearest, of two the even one. What is added to a NaN could make it an infinity or zero.
-EFFV2_INLINE void store(BFloat16* to, float value) {
-  const uint32_t bits = bits_as<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to->bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+template <typename T>
+EFFV2_INLINE T rounded(Wide<T> value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const uint32_t bits = bits_as<uint32_t>(value);
+    const uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return {static_cast<uint16_t>(value != value ? 0x7fc0u : nearest)};
+  } else {
+    return value;
+  }
 }
 
 // A NaN stays one: every comparison with it is false.

@@ -289,7 +289,7 @@ Tensor act_mean(const Tensor& y, const Tensor& coefficients, const std::string& 
     T* to = write<T>(result);
     for (int64_t image = 0; image < plan.groups; ++image) {
       for (const double sum : sums.merged(0, image)) {
-        store(to++, static_cast<W>(sum / static_cast<double>(plan.pixels)));
+        *to++ = rounded<T>(static_cast<W>(sum / static_cast<double>(plan.pixels)));
       }
     }
     return result;
@@ -311,21 +311,21 @@ Tensor parameter_gradients(const Tensor& coefficients, const std::vector<double>
   return result;
 }
 
-// What the statistics add to dy: slope (y - mean) + offset, as vectors 0 and 1.
+// What is taken from dz on account of the batch's statistics: slope (y - mean) + offset, as vectors
+// 0 and 1.
 template <typename W>
-Repeated<W> statistics_gradient(const Plan& plan, const Tensor& coefficients, double count,
+Repeated<W> statistics_gradient(const Plan& plan, const Tensor& coefficients, int64_t count,
                                 bool batch, const std::vector<double>& sum,
                                 const std::vector<double>& centred_sum) {
   const int64_t channels = plan.channels;
   const W* rstd = read<W>(coefficients) + kRstd * channels;
-  const W* scale = read<W>(coefficients) + kScale * channels;
   Repeated<W> vectors(plan, 2);
   if (!batch) return vectors;  // zeros
   vectors.set(0, [&](int64_t c) {
     const double precision = static_cast<double>(rstd[c]) * rstd[c];
-    return static_cast<W>(-scale[c] * precision * centred_sum[c] / count);
+    return static_cast<W>(precision * centred_sum[c] / count);
   });
-  vectors.set(1, [&](int64_t c) { return static_cast<W>(-scale[c] * sum[c] / count); });
+  vectors.set(1, [&](int64_t c) { return static_cast<W>(sum[c] / count); });
   return vectors;
 }
 
@@ -346,19 +346,22 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffi
     const NormVectors<W> norms(plan, coefficients);
     const T* masks = read<T>(mask);
     T* const to = write<T>(out);
-    Repeated<W> constants(plan, 3);  // 0, 1, scale
-    const W* scale = read<W>(coefficients) + kScale * plan.channels;
+    Repeated<W> constants(plan, 2);  // 0, 1
     constants.set(1, [](int64_t) { return W(1); });
-    constants.set(2, [&](int64_t channel) { return scale[channel]; });
     const auto factor_of = [&](const Chunk& chunk, W* scratch) {
       if (!mask) return constants.at(1, chunk);
       const W value = widened(masks[chunk.group]);
       return image_vector(plan, chunk, scratch, [&](int64_t) { return value; });
     };
 
-    // The first pass writes dy = scale dz where that is all, or keeps dz for the second.
-    const bool keeps = out && batch && is_costly(activation);
-    const bool writes = out && (!batch || keeps);
+    // The first pass writes dy where that is all, or keeps dz for the second. Of few values what
+    // the statistics take is nearly all of dz, so there it must not be rounded in between.
+    constexpr int64_t kFew = 64;
+    const int64_t count = plan.groups * plan.pixels;
+    const bool keeps = out && batch && count >= kFew && is_costly(activation);
+    Writes writes = Writes::kNothing;
+    if (out && !batch) writes = Writes::kDy;
+    if (keeps) writes = Writes::kDz;
     PartialSums<W> sums(plan, 2);
     plan.each_chunk<W>(3, [&](const Chunk& chunk, W* scratch) {
       W *sum = scratch, *centred_sum = scratch + plan.vector_length();
@@ -366,15 +369,14 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffi
       const W* factor = factor_of(chunk, scratch + 2 * plan.vector_length());
       run(chunk.block, activation,
           GradientSums<T>{read<T>(grad) + chunk.offset, read<T>(y) + chunk.offset,
-                          writes ? to + chunk.offset : nullptr, norms.at(chunk), factor,
-                          constants.at(keeps ? 1 : 2, chunk), sum, centred_sum});
+                          out ? to + chunk.offset : nullptr, writes, norms.at(chunk), factor, sum,
+                          centred_sum});
       sums.put(0, chunk, sum);
       sums.put(1, chunk, centred_sum);
     });
     const std::vector<double> sum = sums.merged(0), centred_sum = sums.merged(1);
 
     if (out && batch) {
-      const double count = static_cast<double>(plan.groups * plan.pixels);
       const Repeated<W> statistics =
           statistics_gradient<W>(plan, coefficients, count, batch, sum, centred_sum);
       const T* from = keeps ? to : read<T>(grad);
@@ -455,7 +457,7 @@ Tensor gated_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffic
     }
     if (out) {
       const NormVectors<W> norms(plan, coefficients);
-      const double count = static_cast<double>(plan.groups * plan.pixels);
+      const int64_t count = plan.groups * plan.pixels;
       const Repeated<W> statistics =
           statistics_gradient<W>(plan, coefficients, count, batch, sum, centred_sum);
       plan.each_chunk<W>(2, [&](const Chunk& chunk, W* scratch) {
