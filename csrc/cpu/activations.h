@@ -77,7 +77,7 @@ struct Relu6 {
 struct Hardswish {
   template <typename W>
   static EFFV2_INLINE W value(W z) {
-    return z * clamped(z + W(3), W(0), W(6)) * (W(1) / W(6));
+    return z * (clamped(z + W(3), W(0), W(6)) * (W(1) / W(6)));
   }
   template <typename W>
   static EFFV2_INLINE W slope(W z) {

@@ -22,19 +22,16 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-// use(T()) with the type of the map's elements.
+// use(T()) with the type of the elements of y, which was checked.
 template <typename Use>
-auto with_elements(const char* op, const Tensor& map, const Use& use) {
-  switch (map.scalar_type()) {
+auto with_elements(const Tensor& y, const Use& use) {
+  switch (y.scalar_type()) {
     case ScalarType::Float:
       return use(float());
     case ScalarType::BFloat16:
       return use(BFloat16());
-    case ScalarType::Double:
-      return use(double());
     default:
-      fail(op, "y must be float32, bfloat16 or float64, found ",
-           torch::headeronly::toString(map.scalar_type()));
+      return use(double());
   }
 }
 
@@ -88,8 +85,16 @@ void check_map_like(const char* op, const Argument& map, const Tensor& y) {
   check_map(op, map);
 }
 
-void check_normed(const char* op, const Tensor& y, const Tensor& coefficients) {
+void check_y(const char* op, const Tensor& y) {
+  const ScalarType dtype = y.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Double) {
+    fail(op, "y must be float32, bfloat16 or float64, found ", torch::headeronly::toString(dtype));
+  }
   check_map(op, {"y", y});
+}
+
+void check_normed(const char* op, const Tensor& y, const Tensor& coefficients) {
+  check_y(op, y);
   check_vector(op, {"coefficients", coefficients}, wide_of(y), {{"5", 5}, {"C", y.size(1)}});
 }
 
@@ -196,7 +201,7 @@ std::vector<double> deviations_of(const Tensor& y) {
 Tensor coefficients(const Tensor& y, const MaybeTensor& gamma, const MaybeTensor& beta,
                     const MaybeTensor& mean, const MaybeTensor& variance, double eps) {
   constexpr const char* kOp = "coefficients";
-  check_map(kOp, {"y", y});
+  check_y(kOp, y);
   const int64_t channels = y.size(1);
   const std::pair<const char*, const MaybeTensor&> vectors[] = {
       {"gamma", gamma}, {"beta", beta}, {"mean", mean}, {"variance", variance}};
@@ -206,7 +211,7 @@ Tensor coefficients(const Tensor& y, const MaybeTensor& gamma, const MaybeTensor
   if (mean.has_value() != variance.has_value()) {
     fail(kOp, "mean and variance must both be given, or neither");
   }
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     const Tensor result = empty({kRows, channels}, wide_of(y), y);
@@ -242,7 +247,7 @@ Tensor bn_act(const Tensor& y, const Tensor& coefficients, const std::string& ac
   if (gate) check_vector(kOp, {"gate", *gate}, dtype, {{"N", images}, {"C", channels}});
   if (mask) check_vector(kOp, {"mask", *mask}, dtype, {{"N", images}});
   if (residual) check_map_like(kOp, {"residual", *residual}, y);
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     const Tensor result = torch::stable::empty_like(y);
@@ -272,7 +277,7 @@ Tensor act_mean(const Tensor& y, const Tensor& coefficients, const std::string& 
   constexpr const char* kOp = "act_mean";
   check_normed(kOp, y, coefficients);
   const Activation activation = checked_act(kOp, act);
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     const Plan plan = plan_of(y, true);
@@ -338,7 +343,7 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffi
   const Activation activation = checked_act(kOp, act);
   if (mask) check_vector(kOp, {"mask", *mask}, y.scalar_type(), {{"N", y.size(0)}});
   check_out(kOp, out, y);
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     // Sums are of the whole map, so a chunk may be of several images only without a mask.
@@ -399,7 +404,7 @@ Tensor gated_sums(const Tensor& grad, const Tensor& y, const Tensor& coefficient
   check_normed(kOp, y, coefficients);
   check_map_like(kOp, {"grad", grad}, y);
   const Activation activation = checked_act(kOp, act);
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     const Plan plan = plan_of(y, true);
@@ -439,7 +444,7 @@ Tensor gated_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffic
   check_vector(kOp, {"gate", gate}, y.scalar_type(), {{"N", images}, {"C", channels}});
   check_vector(kOp, {"dmean", dmean}, wide_of(y), {{"N", images}, {"C", channels}});
   check_out(kOp, out, y);
-  return with_elements(kOp, y, [&](auto element) {
+  return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
     const Plan plan = plan_of(y, true);
