@@ -42,8 +42,10 @@ def load() -> NativeStatus:
 
 @functools.cache
 def load_cpu() -> NativeStatus:
-    """Loads `_cpu.so` once a process, which registers the ops of `effv2_cpu`: the passes of training
-    on a CPU."""
+    """Loads `_cpu.so` once a process, which registers the ops of `effv2_cpu`.
+
+    These are the passes of training on a CPU.
+    """
     return _load("_cpu.so", "a C++ compiler")
 
 

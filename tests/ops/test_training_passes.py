@@ -219,8 +219,8 @@ def exact(values: Tensor, act: str) -> tuple[Tensor, Tensor]:
 
 @needs_library
 def test_every_value_of_silu_is_accurate() -> None:
-    """Each by itself, not in the norm: four units in the last place. Where the slope changes its sign,
-    of what it is the difference of."""
+    """Each by itself, not in the norm: four units in the last place; the slope, which changes its
+    sign, of what it is the difference of."""
     values = torch.linspace(-87, 30, 200_001)
     (value, slope), (right, right_slope) = over_line(values, "silu"), exact(values, "silu")
     assert bool(((value - right).abs() <= 2**-21 * right.abs()).all())

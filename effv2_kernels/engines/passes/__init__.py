@@ -14,9 +14,11 @@ formulas: ``z``, ``p`` = act'(z) and S1, S2, the sums of dz and of dz (y - mean)
     bn_act(y, coefficients, act, gate, mask, residual)      act(z) gate mask + residual
     act_mean(y, coefficients, act)                          (N, C), in y's dtype: mean of act(z)
     bn_act_backward(grad, y, coefficients, gamma, act, mask, batch, out)
-                                                            (2, C): dgamma, dbeta, of dz = grad mask p
-    gated_sums(grad, y, coefficients, act)                  (5, N, C): sums over H x W of grad act(z),
-                                                            grad p, grad p (y - mean), p, p (y - mean)
+                                                            (2, C): dgamma, dbeta;
+                                                            dz = grad mask p
+    gated_sums(grad, y, coefficients, act)                  (5, N, C): sums over H x W of
+                                                            grad act(z), grad p,
+                                                            grad p (y - mean), p, p (y - mean)
     gated_backward(grad, y, coefficients, gamma, act, sums, gate, dmean, batch, out)
                                                             (2, C), of dz = (grad gate + dmean) p
 
@@ -47,6 +49,6 @@ def for_map(y: Tensor) -> ModuleType:
 
 
 def why_not_compiled() -> str | None:
-    """Why all maps go through ``aten``, in a sentence; None where the compiled passes are loaded."""
+    """Why all maps go through ``aten``; None where the compiled passes are loaded."""
     status = _native.load_cpu()
     return None if status.loaded else f"the CPU passes are not loaded: {status.reason}"
