@@ -1,11 +1,15 @@
-"""Builds the native library where a CUDA toolkit is at hand, else a pure-Python package.
+"""Builds what the machine has compilers for; without any this is a pure-Python package.
 
-Two libraries come out of ninja, in build/native, which is kept so that only what changed is
-compiled again: `_ops.so`, the ops on torch's stable ABI, tied to no Python and no torch version;
-and `_C`, a pybind11 module of this Python that reports what was built. torch is never imported.
+The libraries come out of ninja, in build/native, which is kept so that only what changed is
+compiled again. `_cpu.so`, with a C++ compiler: the passes of training on a CPU. With a CUDA toolkit
+`_ops.so`, the CUDA ops, and `_C`, a pybind11 module of this Python that reports what was built.
+`_cpu.so` and `_ops.so` are on torch's stable ABI, tied to no Python and no torch version. torch is
+never imported.
 
     EFFV2_CUDA_ARCHS="90a;80"  only these architectures; "80+PTX" adds PTX for newer GPUs
-    EFFV2_NO_CUDA=1            pure Python, whatever is installed
+    EFFV2_NO_CUDA=1            no CUDA kernels, whatever is installed
+    EFFV2_NO_NATIVE=1          pure Python, whatever is installed
+    CXX=g++-13                 the C++ compiler, of nvcc too (default: c++)
     MAX_JOBS=4                 compile jobs (default: from cores and free memory)
 """
 
@@ -29,6 +33,9 @@ from setuptools.command.build_py import build_py
 BUILD = Path("build/native")
 TORCH_TARGET = "2.10"
 OPS = ["conv_ops", "convert_ops", "gate_ops"]  # what includes torch
+CPU = ["backward", "forward", "passes"]  # of csrc/cpu
+# Not -ffast-math: a NaN stays a NaN. Without errno and traps loops become vector code.
+CPU_FLAGS = "-O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall"
 # sm_80 also serves 8.6 and 8.9, sm_100 10.3, sm_120 12.1. PTX of 10.0, not of 12.0: it also
 # serves 11.0.
 DEFAULT_ARCHS = ["80", "90a", "100+PTX", "120"]
@@ -41,10 +48,27 @@ __global__ void probe() {}
 """
 
 
+def find_cxx() -> tuple[str, str]:
+    """(C++ compiler, "") where it compiles and links, else ("", why there are no CPU passes)."""
+    if os.environ.get("EFFV2_NO_NATIVE") == "1":
+        return "", "EFFV2_NO_NATIVE=1 was set"
+    if importlib.util.find_spec("torch") is None:
+        return "", "torch, whose headers are needed, is not installed where the build runs"
+    if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
+        return "", "ninja is not installed where the build runs"
+    cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if cxx is None:
+        return "", "no c++ or g++ on PATH, and CXX is not set"
+    torch = [f"-I{torch_folder()}/include", f"-L{torch_folder()}/lib", "-ltorch"]
+    command = [cxx, "-std=c++17", "-fPIC", *torch]
+    return probed(cxx, command, "probe.cpp", "#include <torch/csrc/stable/ops.h>\n")
+
+
 def find_nvcc() -> tuple[str, str]:
-    """(nvcc, "") where it compiles and links a kernel, else ("", why this is pure Python)."""
-    if os.environ.get("EFFV2_NO_CUDA") == "1":
-        return "", "EFFV2_NO_CUDA=1 was set"
+    """(nvcc, "") where it compiles and links a kernel, else ("", why there are no CUDA kernels)."""
+    for variable in ("EFFV2_NO_NATIVE", "EFFV2_NO_CUDA"):
+        if os.environ.get(variable) == "1":
+            return "", f"{variable}=1 was set"
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
     if nvcc is None:
@@ -54,14 +78,26 @@ def find_nvcc() -> tuple[str, str]:
             return "", f"{module}, whose headers are needed, is not installed where the build runs"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "", "Python.h is missing (the python3-dev package of your system)"
+    return probed(nvcc, [nvcc, *ccbin(), "-Xcompiler", "-fPIC"], "probe.cu", PROBE)
+
+
+def probed(compiler: str, command: list[str], name: str, source: str) -> tuple[str, str]:
+    """(compiler, "") if the command makes a library of the source, else ("", what it said)."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.cu")
-        source.write_text(PROBE)
-        command = [nvcc, *ccbin(), "-shared", "-Xcompiler", "-fPIC", "-o", f"{folder}/probe.so"]
-        probe = subprocess.run([*command, str(source)], capture_output=True, text=True)
+        Path(folder, name).write_text(source)
+        command = [*command, "-shared", "-o", f"{folder}/probe.so", f"{folder}/{name}"]
+        try:
+            probe = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            return "", f"{compiler} cannot be run: {error.strerror}"
     if probe.returncode != 0:
-        return "", f"nvcc cannot compile and link: {(probe.stderr or probe.stdout).strip()[-300:]}"
-    return nvcc, ""
+        said = (probe.stderr or probe.stdout).strip()[-300:]
+        return "", f"{Path(compiler).name} cannot compile and link: {said}"
+    return compiler, ""
+
+
+def torch_folder() -> Path:
+    return Path(importlib.util.find_spec("torch").submodule_search_locations[0])
 
 
 def ccbin() -> list[str]:
@@ -88,11 +124,40 @@ def gencode(nvcc: str) -> list[str]:
     return flags
 
 
-def write_ninja(nvcc: str, version: str) -> None:
+def write_ninja(version: str) -> None:
+    major, minor = map(int, TORCH_TARGET.split("."))
+    target = f"0x{major:02x}{minor:02x}000000000000ull"
+    # libtorch by name, needed or not: the weak stream symbol is found through its dependencies.
+    text = f"""\
+builddir = {BUILD}
+with_torch = -DTORCH_TARGET_VERSION={target} -isystem {torch_folder()}/include
+link_torch = -L{torch_folder()}/lib -Xlinker --no-as-needed -Xlinker -ltorch $
+  -Xlinker --as-needed -Xlinker --exclude-libs -Xlinker ALL
+"""
+    text += cpu_ninja(CXX) if CXX else ""
+    text += cuda_ninja(NVCC, version) if NVCC else ""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "build.ninja").write_text(text)
+
+
+def cpu_ninja(cxx: str) -> str:
+    objects = {f"$builddir/cpu/{name}.o": f"csrc/cpu/{name}.cpp" for name in CPU}
+    text = f"""\
+rule cpu
+  command = {cxx} -std=c++17 {CPU_FLAGS} -fPIC -fvisibility=hidden $with_torch $
+    -MD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule link_cpu
+  command = {cxx} -shared -o $out $in $link_torch
+build $builddir/_cpu.so: link_cpu {" ".join(objects)}
+"""
+    return text + "".join(f"build {out}: cpu {source}\n" for out, source in objects.items())
+
+
+def cuda_ninja(nvcc: str, version: str) -> str:
     import pybind11
 
-    torch = Path(importlib.util.find_spec("torch").submodule_search_locations[0])
-    major, minor = map(int, TORCH_TARGET.split("."))
     archs = gencode(nvcc)
     host = " ".join([nvcc, *ccbin(), "-std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc"])
     kernels = sorted(path.stem for path in Path("csrc").glob("*.cu"))
@@ -107,9 +172,7 @@ def write_ninja(nvcc: str, version: str) -> None:
         "TORCH_VERSION": importlib.metadata.version("torch"),
     }
     values = " ".join(f"{key}={value}" for key, value in values.items())
-    # libtorch by name, needed or not: the weak stream symbol is found through its dependencies.
     text = f"""\
-builddir = {BUILD}
 rule cuda
   command = {host} -O3 {" ".join(archs)} -Xptxas -v -MD -MF $log.d -c $in -o $obj > $log 2>&1 $
     || (cat $log; exit 1)
@@ -126,22 +189,19 @@ rule info
   restat = 1
 build $builddir/build_info.h: info {logs} | csrc/build_info.py
 build $builddir/_ops.so: link {objects}
-  flags = -cudart static -L{torch}/lib -Xlinker --no-as-needed,-ltorch,--as-needed $
-    -Xlinker --exclude-libs,ALL
+  flags = -cudart static $link_torch
 build $builddir/module.o: cxx csrc/module.cpp | $builddir/build_info.h
   flags = -I$builddir -isystem {sysconfig.get_path("include")} -isystem {pybind11.get_include()}
 build $builddir/_C.so: link $builddir/module.o
   flags = -cudart none
 """
-    target = f"0x{major:02x}{minor:02x}000000000000ull"
     for name in OPS:
         text += f"build $builddir/{name}.o: cxx csrc/{name}.cpp\n"
-        text += f"  flags = -DTORCH_TARGET_VERSION={target} -isystem {torch}/include\n"
+        text += "  flags = $with_torch\n"
     for name in kernels:
         text += f"build $builddir/{name}.o $builddir/{name}.log: cuda csrc/{name}.cu\n"
         text += f"  obj = $builddir/{name}.o\n  log = $builddir/{name}.log\n"
-    BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "build.ninja").write_text(text)
+    return text
 
 
 def compile_jobs() -> str:
@@ -154,7 +214,7 @@ def compile_jobs() -> str:
 
 class BuildNative(build_ext):
     def build_extensions(self) -> None:
-        write_ninja(NVCC, self.distribution.get_version())
+        write_ninja(self.distribution.get_version())
         ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
         subprocess.check_call([*ninja, "-f", f"{BUILD}/build.ninja", "-j", compile_jobs()])
         for extension in self.extensions:
@@ -163,27 +223,32 @@ class BuildNative(build_ext):
             shutil.copy2(BUILD / f"{extension.name.split('.')[-1]}.so", target)
 
     def get_ext_filename(self, name: str) -> str:
-        # _ops.so is loaded by torch, not imported: its name carries no Python ABI.
+        # Those that torch loads and nobody imports: their names carry no Python ABI.
         own = name.replace(".", "/") + ".so"
-        return own if name.endswith("_ops") else super().get_ext_filename(name)
+        return own if name.endswith(("_ops", "_cpu")) else super().get_ext_filename(name)
 
 
 class BuildPython(build_py):
     def run(self) -> None:
         super().run()
-        if not NVCC and not self.editable_mode:  # for _native.py; pip hides what a build prints
-            Path(self.build_lib, "effv2_kernels", "_not_built.txt").write_text(WHY_NOT + "\n")
+        if self.editable_mode:
+            return
+        for library, why_not in WHY_NOT.items():  # for _native.py; pip hides what a build prints
+            note = Path(self.build_lib, "effv2_kernels", f"{library}_not_built.txt")
+            note.write_text(why_not + "\n")
 
 
-NVCC, WHY_NOT = find_nvcc()
-if not NVCC:
-    print(f"effv2_kernels: a pure-Python build, without CUDA kernels: {WHY_NOT}", file=sys.stderr)
-setup(
-    ext_modules=[
+CXX, why_no_cpu = find_cxx()
+NVCC, why_no_cuda = find_nvcc()
+WHY_NOT = {name: why for name, why in (("_cpu", why_no_cpu), ("_ops", why_no_cuda)) if why}
+for name, why in WHY_NOT.items():
+    print(f"effv2_kernels: a build without {name}.so: {why}", file=sys.stderr)
+extensions = (
+    [Extension("effv2_kernels._cpu", [f"csrc/cpu/{name}.cpp" for name in CPU])] if CXX else []
+)
+if NVCC:
+    extensions += [
         Extension("effv2_kernels._ops", [f"csrc/{name}.cpp" for name in OPS]),
         Extension("effv2_kernels._C", ["csrc/module.cpp"]),
     ]
-    if NVCC
-    else [],
-    cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
-)
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildNative, "build_py": BuildPython})

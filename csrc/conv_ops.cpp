@@ -18,13 +18,13 @@ namespace {
 using Integers = std::vector<int64_t>;
 
 Activation checked_act(const char* op, const std::string& act) {
-  return checked_activation(op, "act", act,
-                            {{"none", Activation::kNone},
-                             {"silu", Activation::kSilu},
-                             {"relu", Activation::kRelu},
-                             {"relu6", Activation::kRelu6},
-                             {"hardswish", Activation::kHardswish},
-                             {"gelu", Activation::kGelu}});
+  return checked_activation<Activation>(op, "act", act,
+                                        {{"none", Activation::kNone},
+                                         {"silu", Activation::kSilu},
+                                         {"relu", Activation::kRelu},
+                                         {"relu6", Activation::kRelu6},
+                                         {"hardswish", Activation::kHardswish},
+                                         {"gelu", Activation::kGelu}});
 }
 
 void check_channels_last(const char* op, const Argument& map) {

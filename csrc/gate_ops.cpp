@@ -46,14 +46,14 @@ Tensor squeeze_excite_gate(const Tensor& pooled, const Tensor& reduce_weight,
   params.size_r = r;
   params.dtype = checked_dtype(kOp, arguments);
   check_contiguous(kOp, arguments);
-  params.act = checked_activation(kOp, "act", act,
-                                  {{"silu", Activation::kSilu},
-                                   {"relu", Activation::kRelu},
-                                   {"hardswish", Activation::kHardswish},
-                                   {"relu6", Activation::kRelu6},
-                                   {"gelu", Activation::kGelu},
-                                   {"none", Activation::kNone}});
-  params.gate_act = checked_activation(
+  params.act = checked_activation<Activation>(kOp, "act", act,
+                                              {{"silu", Activation::kSilu},
+                                               {"relu", Activation::kRelu},
+                                               {"hardswish", Activation::kHardswish},
+                                               {"relu6", Activation::kRelu6},
+                                               {"gelu", Activation::kGelu},
+                                               {"none", Activation::kNone}});
+  params.gate_act = checked_activation<Activation>(
       kOp, "gate", gate,
       {{"sigmoid", Activation::kSigmoid}, {"hardsigmoid", Activation::kHardsigmoid}});
   check_device(kOp, arguments);

@@ -1,8 +1,8 @@
-"""The native library: loads it, says why not where it cannot, reports what was built into it.
+"""The native libraries: loads them, says why not where it cannot, reports what was built.
 
-Nothing here raises: without the library the ops run on Triton, through ATen or on the CPU, and
-`load().reason` is what `effv2_kernels.backends()` shows. EFFV2_SKIP_NATIVE=1 leaves the library
-alone.
+Nothing here raises: without `_ops.so` the ops run on Triton, through ATen or on the CPU, and
+`load().reason` is what `effv2_kernels.backends()` shows; without `_cpu.so` training on a CPU runs
+through ATen. EFFV2_SKIP_NATIVE=1 leaves both alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class NativeStatus:
-    """Whether the native ops are registered; else `reason` says why not, in words."""
+    """Whether a library's ops are registered; else `reason` says why not, in words."""
 
     loaded: bool
     reason: str
@@ -37,11 +37,24 @@ def load() -> NativeStatus:
 
     Their schemas are the library's own.
     """
+    return _load("_ops.so", "nvcc")
+
+
+@functools.cache
+def load_cpu() -> NativeStatus:
+    """Loads `_cpu.so` once a process, which registers the ops of `effv2_cpu`.
+
+    These are the passes of training on a CPU.
+    """
+    return _load("_cpu.so", "a C++ compiler")
+
+
+def _load(library: str, compiler: str) -> NativeStatus:
     if os.environ.get("EFFV2_SKIP_NATIVE") == "1":
         return NativeStatus(False, "skipped: EFFV2_SKIP_NATIVE=1 is set", None)
-    path = _FOLDER / "_ops.so"
+    path = _FOLDER / library
     if not path.exists():
-        return NativeStatus(False, f"not built: {_why_not_built()}", None)
+        return NativeStatus(False, f"not built: {_why_not_built(library, compiler)}", None)
     try:
         torch.ops.load_library(str(path))
     except Exception as error:  # whatever the loader says is the reason
@@ -49,22 +62,23 @@ def load() -> NativeStatus:
     return NativeStatus(True, "", path)
 
 
-def _why_not_built() -> str:
-    note, tree = _FOLDER / "_not_built.txt", _FOLDER.parent
+def _why_not_built(library: str, compiler: str) -> str:
+    note, tree = _FOLDER / f"{Path(library).stem}_not_built.txt", _FOLDER.parent
     if note.exists() or not (tree / "setup.py").exists():
-        why = note.read_text().strip() if note.exists() else "no working nvcc at build time"
-        return f"this is a pure-Python install ({why})"
+        missing = f"{compiler} was missing or failed at build time"
+        why = note.read_text().strip() if note.exists() else missing
+        return f"this is an install without {library} ({why})"
     build = "`python setup.py build_ext --inplace`"
-    shadowed = _installed_elsewhere()
+    shadowed = _installed_elsewhere(library)
     if shadowed is not None:
         return (
             f"this is the source tree {tree}, which Python finds before the package installed in "
             f"{shadowed}; run from another folder, or build here with {build}"
         )
-    return f"this is the source tree {tree}, where nvcc was missing or {build} was not run"
+    return f"this is the source tree {tree}, where {compiler} was missing or {build} was not run"
 
 
-def _installed_elsewhere() -> Path | None:
+def _installed_elsewhere(library: str) -> Path | None:
     """Another copy of the package that has the library: in a site folder, or the tree of an
     editable installation."""
     for found in metadata.distributions(name="effv2_kernels"):
@@ -72,7 +86,7 @@ def _installed_elsewhere() -> Path | None:
         editable = origin.get("dir_info", {}).get("editable", False)
         root = unquote(urlparse(origin["url"]).path) if editable else str(found.locate_file(""))
         folder = Path(root).resolve() / "effv2_kernels"
-        if folder != _FOLDER and (folder / "_ops.so").exists():
+        if folder != _FOLDER and (folder / library).exists():
             return folder
     return None
 

@@ -99,7 +99,8 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 def _built() -> Iterator[tuple[str, str]]:
     status, info = _native.load(), _native.build_info()
-    yield "native library", f"loaded from {status.path}" if status.loaded else status.reason
+    for name, one in (("native library", status), ("CPU passes", _native.load_cpu())):
+        yield name, f"loaded from {one.path}" if one.loaded else one.reason
     for key, value in info.items():
         if key != "kernels":
             text = ", ".join(value) if isinstance(value, list) else value

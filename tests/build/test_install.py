@@ -1,4 +1,4 @@
-"""Wheels: pure Python without CUDA, complete with it."""
+"""Wheels: what they hold depends on which compilers there are."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def imported(wheel: Path, folder: Path, code: str) -> str:
 
 
 def test_pure_python_wheel(checkout: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(checkout, EFFV2_NO_CUDA="1")
+    wheel = build_wheel(checkout, EFFV2_NO_NATIVE="1")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith(".so") or name.startswith("csrc")]
@@ -67,16 +67,59 @@ def test_pure_python_wheel(checkout: Path, tmp_path: Path) -> None:
         wheel,
         tmp_path / "pure",
         "from effv2_kernels import _native\n"
-        "print(_native.__file__, _native.build_info(), _native.load().reason, sep='|')",
+        "print(_native.__file__, _native.build_info(), sep='|')\n"
+        "print(_native.load().reason, _native.load_cpu().reason, sep='|')",
     )
-    path, info, reason = printed.split("|")
+    file, reasons = printed.splitlines()
+    path, info = file.split("|")
     assert path.startswith(str(tmp_path)) and info == "{}"
-    assert reason == "not built: this is a pure-Python install (EFFV2_NO_CUDA=1 was set)"
+    assert reasons.split("|") == [
+        f"not built: this is an install without {name} (EFFV2_NO_NATIVE=1 was set)"
+        for name in ("_ops.so", "_cpu.so")
+    ]
+
+
+@pytest.mark.slow
+def test_wheel_of_the_cpu_passes(checkout: Path, tmp_path: Path) -> None:
+    """Without CUDA: one library, which any Python loads."""
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler on PATH")
+    wheel = build_wheel(checkout, EFFV2_NO_CUDA="1")
+    assert "linux" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [n for n in names if n.endswith(".so")] == ["effv2_kernels/_cpu.so"]
+    assert not [name for name in names if name.startswith("csrc")]
+    printed = imported(
+        wheel,
+        tmp_path / "cpu",
+        "import torch\nfrom effv2_kernels import _native\n"
+        "from effv2_kernels.engines import passes\n"
+        "print(passes.for_map(torch.ones(1)).__name__, _native.load().reason, sep='|')",
+    )
+    why_no_cuda = "not built: this is an install without _ops.so (EFFV2_NO_CUDA=1 was set)"
+    assert printed.split("|") == ["effv2_kernels.engines.passes.native", why_no_cuda]
+
+
+@pytest.mark.parametrize("broken", ["missing", "failing"])
+def test_without_a_working_compiler(checkout: Path, tmp_path: Path, broken: str) -> None:
+    """A wheel without the CPU passes, and why: the build goes on."""
+    compiler = tmp_path / "cxx"
+    if broken == "failing":
+        compiler.write_text("#!/bin/sh\necho no assembler >&2\nexit 1\n")
+        compiler.chmod(0o755)
+    wheel = build_wheel(checkout, EFFV2_NO_CUDA="1", CXX=str(compiler))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    note = zipfile.ZipFile(wheel).read("effv2_kernels/_cpu_not_built.txt").decode()
+    expected = {
+        "missing": f"{compiler} cannot be run: No such file or directory",
+        "failing": "cxx cannot compile and link: no assembler",
+    }
+    assert note.startswith(expected[broken])
 
 
 @pytest.mark.parametrize("broken", ["missing", "failing"])
 def test_without_a_working_nvcc(checkout: Path, tmp_path: Path, broken: str) -> None:
-    """No nvcc, or one that fails: a pure-Python wheel that says which."""
+    """No nvcc, or one that fails, and no C++ compiler: a pure-Python wheel that says which."""
     tools = tmp_path / "cuda" / "bin"
     tools.mkdir(parents=True)
     if broken == "failing":
@@ -84,7 +127,7 @@ def test_without_a_working_nvcc(checkout: Path, tmp_path: Path, broken: str) -> 
         (tools / "nvcc").chmod(0o755)
     wheel = build_wheel(checkout, CUDA_HOME=str(tmp_path / "cuda"), PATH=str(tools))
     assert wheel.name.endswith("-py3-none-any.whl")
-    note = zipfile.ZipFile(wheel).read("effv2_kernels/_not_built.txt").decode()
+    note = zipfile.ZipFile(wheel).read("effv2_kernels/_ops_not_built.txt").decode()
     expected = {
         "missing": "no nvcc in",
         "failing": "nvcc cannot compile and link: no host compiler",
@@ -102,7 +145,7 @@ def test_native_wheel(checkout: Path, tmp_path: Path) -> None:
     wheel = build_wheel(checkout, EFFV2_CUDA_ARCHS="90a")
     assert "linux" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
-    assert "effv2_kernels/_ops.so" in names
+    assert {"effv2_kernels/_ops.so", "effv2_kernels/_cpu.so"} <= {*names}
     assert [n for n in names if n.startswith("effv2_kernels/_C.")]
     printed = imported(
         wheel,
@@ -112,7 +155,7 @@ def test_native_wheel(checkout: Path, tmp_path: Path) -> None:
     )
     assert printed == "True ['sm_90a']"
 
-    objects = sorted((checkout / "build" / "native").glob("*.o"))
+    objects = sorted((checkout / "build" / "native").rglob("*.o"))
     before = {path.name: path.stat().st_mtime_ns for path in objects}
     (checkout / "csrc" / "module.cpp").touch()
     wheel.unlink()

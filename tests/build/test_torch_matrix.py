@@ -24,8 +24,11 @@ PROBE = """
 import torch
 import effv2_kernels
 from effv2_kernels import _native
-status = _native.load()
-assert status.loaded, status.reason
+for status in (_native.load(), _native.load_cpu()):
+    assert status.loaded, status.reason
+y = torch.randn(2, 24, 7, 5).contiguous(memory_format=torch.channels_last)
+c = torch.ops.effv2_cpu.coefficients(y, None, None, None, None, 1e-3)
+torch.testing.assert_close(c[0], y.mean((0, 2, 3)))
 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 tensors = [torch.randn(s) for s in [(2, 12), (4, 12), (4,), (12, 4), (12,)]]
 try:
@@ -41,6 +44,7 @@ print(torch.__version__, "loads")
 @pytest.mark.slow
 @pytest.mark.skipif(not ASKED, reason="EFFV2_TORCH_MATRIX is not set: it downloads several torches")
 @pytest.mark.skipif(not _native.load().loaded, reason=f"native library {_native.load().reason}")
+@pytest.mark.skipif(not _native.load_cpu().loaded, reason=f"_cpu.so {_native.load_cpu().reason}")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_loads_on_torch(version: str, tmp_path: Path) -> None:
     environment = tmp_path / "venv"

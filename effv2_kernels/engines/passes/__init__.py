@@ -14,9 +14,11 @@ formulas: ``z``, ``p`` = act'(z) and S1, S2, the sums of dz and of dz (y - mean)
     bn_act(y, coefficients, act, gate, mask, residual)      act(z) gate mask + residual
     act_mean(y, coefficients, act)                          (N, C), in y's dtype: mean of act(z)
     bn_act_backward(grad, y, coefficients, gamma, act, mask, batch, out)
-                                                            (2, C): dgamma, dbeta, of dz = grad mask p
-    gated_sums(grad, y, coefficients, act)                  (5, N, C): sums over H x W of grad act(z),
-                                                            grad p, grad p (y - mean), p, p (y - mean)
+                                                            (2, C): dgamma, dbeta;
+                                                            dz = grad mask p
+    gated_sums(grad, y, coefficients, act)                  (5, N, C): sums over H x W of
+                                                            grad act(z), grad p,
+                                                            grad p (y - mean), p, p (y - mean)
     gated_backward(grad, y, coefficients, gamma, act, sums, gate, dmean, batch, out)
                                                             (2, C), of dz = (grad gate + dmean) p
 
@@ -25,18 +27,28 @@ dmean: (N, C) in wide. batch: whether the statistics are y's own. out: takes dy,
 itself; None where nobody wants dy.
 """
 
+from __future__ import annotations
+
 from types import ModuleType
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from . import aten
+from ... import _native
+from . import aten, native
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def for_map(y: Tensor) -> ModuleType:
-    """Who computes the passes over maps such as y."""
-    return aten
+    """The module whose passes are for ``y``: ``native`` for a real CPU map of a dtype that it
+    has, where it was compiled and loaded, else ``aten``."""
+    # Not of a subclass: a fake tensor has no data.
+    real = type(y) in (Tensor, nn.Parameter) and y.device.type == "cpu"
+    return native if real and y.dtype in _DTYPES and why_not_compiled() is None else aten
 
 
 def why_not_compiled() -> str | None:
-    """Why ATen computes them."""
-    return "they are not built"
+    """Why all maps go through ``aten``; None where the compiled passes are loaded."""
+    status = _native.load_cpu()
+    return None if status.loaded else f"the CPU passes are not loaded: {status.reason}"
