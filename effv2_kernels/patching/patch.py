@@ -16,10 +16,12 @@ from torch import nn
 from .. import adapters
 from ..adapters.ends import Ends
 from ..blocks import Block, ConvBNAct, Refusal, convs_of, leaves_of
+from ..engines import passes
 from ..running.inference import BlockRunner
 from ..running.sequences import op_names
 from ..running.structure import Watch, hooks_of, links_of
 from ..running.training import BlockTrainer
+from ..running.training_calls import CALLS
 from . import macs
 from .backends import choose, switched_off_notes
 from .choices import Noted, Where, aten_notes, by_batch, here
@@ -34,8 +36,8 @@ from .wrappers import (
     ReplicateUnpatched,
 )
 
-_TRAINING_NOTE = (
-    "inference only: in training mode, and where autograd records, "
+_ON_A_GPU = (
+    "on a GPU this is for inference: in training mode, and where autograd records, "
     "blocks run their original forward"
 )
 
@@ -60,8 +62,8 @@ def patch(
 
     backend: "auto" takes the best that can run where the model is and falls back, with a note in
         the report; "cuda", "triton" or "cpu" raises RuntimeError with the reason if it cannot run.
-    training: also speed up training. This version has no training kernels: blocks run their
-        original forward in training mode, and the report says so.
+    training: also run blocks on our training ops, in training mode and wherever autograd records:
+        on a CPU. On a GPU blocks run their original forward there, and the report says so.
     strict: raise RuntimeError, and change nothing, if any candidate block would be skipped.
     """
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
@@ -78,7 +80,7 @@ def patch(
     if not candidates:
         notes = [*notes, f"{type(model).__name__} holds no EfficientNet block that is known here"]
     if training and candidates:
-        notes = [*notes, _TRAINING_NOTE]
+        notes = [*notes, *_training_notes(device)]
     unpatch(model)
     accepted = [
         (c.name, c.module, c.described) for c in candidates if not isinstance(c.described, Refusal)
@@ -100,7 +102,8 @@ def patch(
     for name, _, block in accepted:
         shape = shapes.get(next(leaves_of(block)), _MIDDLING)
         ops, chosen_for_it = _ops_of(block, shape, where, name in pooled_heads)
-        patched.append(Patched(name, type(block).__name__, ops))
+        trains = CALLS[type(block)](block).name if training and device.type == "cpu" else ""
+        patched.append(Patched(name, type(block).__name__, ops, trains))
         noted += chosen_for_it
     off = switched_off_notes((op.name for op, _ in noted), device, triton)
     if any(" at batch " in text for entry in patched for text in entry.ops):
@@ -113,6 +116,13 @@ def patch(
         backend=chosen,
         notes=[*notes, *aten_notes(noted, where), *off, *uncounted],
     )
+
+
+def _training_notes(device: torch.device) -> Iterator[str]:
+    if device.type != "cpu":
+        yield _ON_A_GPU
+    elif passes.why_not_compiled():
+        yield f"training: passes between convolutions go through ATen: {passes.why_not_compiled()}"
 
 
 def unpatch(model: nn.Module) -> None:

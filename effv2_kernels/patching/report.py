@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Patched:
-    """A block that runs on our ops. ops: each op of its sequence and, in brackets, what runs it
-    on the model's device: ``"gated_project[aten]"``."""
+    """A block that runs on our ops. ops: in inference, each op of its sequence and, in brackets,
+    what runs it on the model's device: ``"gated_project[aten]"``; training: the op that trains it
+    there, or "" where its original forward does."""
 
     name: str
     block: str
     ops: tuple[str, ...]
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class PatchReport:
         )
         rows = [(entry.name, entry.block, ", ".join(entry.ops)) for entry in self.patched]
         rows += [(entry.name, "skipped", entry.reason) for entry in self.skipped]
-        notes = [f"note: {note}" for note in self.notes]
+        trained = sorted({entry.training for entry in self.patched if entry.training})
+        notes = [f"training: {', '.join(trained)}"] if trained else []
+        notes += [f"note: {note}" for note in self.notes]
         return "\n".join([title, *_table(("module", "block", "ops or reason"), rows), *notes])
 
 

@@ -12,11 +12,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
-from tests.support import assert_as_close_over, draws, randomise, relative_error
+from tests.support import (
+    assert_as_close_as_pytorch,
+    assert_as_close_over,
+    draws,
+    randomise,
+    relative_error,
+)
 
 
-def test_training_is_the_original(small_model, image):
-    """Outputs, gradients and buffers, bit for bit: training mode runs the original forward."""
+def test_without_training_it_is_the_original(small_model, image):
+    """Outputs, gradients and buffers, bit for bit, where the patch is for inference only."""
     for module in small_model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -24,7 +30,8 @@ def test_training_is_the_original(small_model, image):
             module.eval()
             module.train = lambda mode=True, module=module: module  # stays inert
     plain = copy.deepcopy(small_model)
-    ek.patch(small_model)
+    report = ek.patch(small_model, training=False)
+    assert not any(entry.training for entry in report.patched)
     outputs = []
     for model in (plain, small_model):
         model.train()
@@ -43,13 +50,21 @@ def test_gradients_in_eval_mode(small_model, image):
     """Frozen statistics, Grad-CAM, adversarial images: autograd is right in eval mode too."""
     plain = copy.deepcopy(small_model)
     ek.patch(small_model)
-    gradients = []
-    for model in (plain, small_model):
-        x = image.clone().requires_grad_()
+    exact = copy.deepcopy(plain).double()
+
+    def gradients(model, x):
+        x = x.clone().requires_grad_()
         model(x).square().sum().backward()
-        gradients.append([x.grad, *(p.grad for p in model.parameters())])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)
+        return [x.grad, *(p.grad for p in model.parameters())]
+
+    def pooled(found):
+        return torch.cat(
+            [g.double().flatten() / r.norm() for g, r in zip(found, right, strict=True)]
+        )
+
+    right = gradients(exact, image.double())
+    found, eager = pooled(gradients(small_model, image)), pooled(gradients(plain, image))
+    assert_as_close_as_pytorch(found, eager, pooled(right), factor=3.0)
 
 
 def test_input_gradient_of_a_frozen_model(small_model, image):
@@ -86,18 +101,22 @@ def test_the_ops_that_run_are_those_that_the_report_names(small_model, image):
 
 
 def test_our_ops_run_only_where_they_may(small_model, image):
-    def ours(run) -> bool:
+    def ours(run) -> list[str]:
         with OurOps() as ours:
             run()
-        return bool(ours.names)
+        return ours.names
 
-    ek.patch(small_model)
+    report = ek.patch(small_model)
     with torch.no_grad():
         assert ours(lambda: small_model(image))
-    assert not ours(lambda: small_model(image))  # autograd records
+    inference = {op.split("[")[0] for entry in report.patched for op in entry.ops}
+    trained = {entry.training for entry in report.patched}
+    assert inference & set(ours(lambda: small_model(image))) == set()  # autograd records
     small_model.train()
     with torch.no_grad():
-        assert not ours(lambda: small_model(image))
+        assert trained == set(ours(lambda: small_model(image)))
+    ek.patch(small_model, training=False)
+    assert not ours(lambda: small_model(image))
     small_model.eval()
     ek.unpatch(small_model)
     with torch.no_grad():
@@ -209,7 +228,7 @@ def test_checkpointing(small_model, image):
         x = image.clone().requires_grad_()
         checkpoint(model, x, use_reentrant=False).sum().backward()
         results.append(x.grad)
-    assert torch.equal(*results)
+    assert relative_error(*results) < 1e-4
 
 
 def test_timm_grad_checkpointing_flag(image):
