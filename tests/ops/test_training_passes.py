@@ -411,4 +411,4 @@ def test_without_a_library_aten_computes(monkeypatch: pytest.MonkeyPatch) -> Non
     missing = _native.NativeStatus(False, "skipped: for a test", None)
     monkeypatch.setattr(_native, "load_cpu", lambda: missing)
     assert passes.for_map(torch.ones(1)) is aten
-    assert passes.why_not_compiled() == "the CPU passes are not loaded: skipped: for a test"
+    assert passes.why_not_compiled() == "the compiled passes are not loaded: skipped: for a test"

@@ -51,4 +51,4 @@ def for_map(y: Tensor) -> ModuleType:
 def why_not_compiled() -> str | None:
     """Why all maps go through ``aten``; None where the compiled passes are loaded."""
     status = _native.load_cpu()
-    return None if status.loaded else f"the CPU passes are not loaded: {status.reason}"
+    return None if status.loaded else f"the compiled passes are not loaded: {status.reason}"
