@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -29,7 +30,7 @@ ENOUGH = (
 )
 _STEM, _HEAD = 16, 64
 # A tensor this small beside the median one of its kind has no digits of its own.
-_NOTHING = 1e-2
+_NOTHING = 0.1
 
 
 def python_ref_network(
@@ -72,8 +73,10 @@ class Step:
     buffers: dict[str, Tensor]
 
 
-def step(model: nn.Module, images: Tensor, run: nn.Module | None = None, seed: int = 3) -> Step:
-    """``run``: what wraps the model, if anything does. Paths are dropped by ``seed``."""
+def step(
+    model: nn.Module, images: Tensor, run: Callable[[Tensor], Tensor] | None = None, seed: int = 3
+) -> Step:
+    """``run``: what calls the model, if not itself. Paths are dropped by ``seed``."""
     model.zero_grad(set_to_none=True)
     images = images.clone().requires_grad_()
     torch.manual_seed(seed)
