@@ -91,8 +91,9 @@ def step(
     )
 
 
-def images(batch: int, size: int, seed: int = 1) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+def images(batch: int, size: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, size, size, generator=random, dtype=dtype)
 
 
 def assert_same_step(found: Step, expected: Step, tolerance: float) -> None:
