@@ -64,7 +64,7 @@ def test_two_processes(tmp_path):
     """Each with its own images; gradients are averaged, buffers are those of the first."""
     pytest.importorskip("timm", reason="timm is an extra")
     libraries = tuple(NETWORKS)
-    of_ranks = ranks.run_group(ddp, tmp_path / "ddp", libraries, limit=50)
+    of_ranks = ranks.run_group(ddp, tmp_path / "ddp", libraries, limit=200)
     for library in libraries:
         for of_rank in of_ranks:
             found, expected = of_rank[library, True], of_rank[library, False]

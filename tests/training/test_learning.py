@@ -49,7 +49,7 @@ def test_patched(seed, unpatched, noise):
 
 def test_two_processes(tmp_path, noise):
     """By DDP, each with its half of every batch, and its own statistics of it."""
-    of_ranks = ranks.run_group(in_group, tmp_path / "group", SEEDS[0], limit=100)
+    of_ranks = ranks.run_group(in_group, tmp_path / "group", SEEDS[0], limit=400)
     for found in of_ranks:
         assert_same_curve(found[True], found[False], noise)
         assert min(found[True].accuracy, found[False].accuracy) > ACCURACY
