@@ -50,6 +50,13 @@ def is_watched() -> bool:
     return torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0
 
 
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces. Dynamo takes PyTorch's own function for True wherever it
+    traces, under ``torch.compile`` too; this one it calls."""
+    return torch.compiler.is_exporting()
+
+
 def onednn_has(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves in that 16-bit dtype on this processor."""
     if dtype == torch.bfloat16:

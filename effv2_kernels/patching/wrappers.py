@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import is_transformed
+from .._torch import is_exporting, is_transformed
 from ..adapters.ends import Ends
 from ..blocks import gates_of
 from ..running.freshness import Stamp
@@ -108,7 +108,7 @@ class ModelRunner:
     def ready(self) -> bool:
         if self.ends.model.training or not self.ends.applies():
             return False
-        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if torch.is_grad_enabled() and not is_exporting():
             return False
         if torch.compiler.is_compiling():
             return self._unchanged()
@@ -116,7 +116,7 @@ class ModelRunner:
 
     def trains(self) -> bool:
         """Whether an end is to be trained by our ops."""
-        if not any(self.trainers) or torch.compiler.is_exporting() or not self.ends.applies():
+        if not any(self.trainers) or is_exporting() or not self.ends.applies():
             return False
         if torch.compiler.is_compiling():
             return self._methods_unchanged_in_trace()

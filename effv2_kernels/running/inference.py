@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._torch import FakeTensor, below_autograd, is_transformed, is_watched
+from .._torch import FakeTensor, below_autograd, is_exporting, is_transformed, is_watched
 from ..blocks import Block, leaves_of
 from ..engines import onednn
 from .folding import FoldedWeights, fold
@@ -189,7 +189,7 @@ def autocasts(device: str) -> bool:
 
 def records_gradient(x: Tensor, leaves: tuple[nn.Module, ...]) -> bool:
     """Whether autograd would record this forward. An exported program is for inference."""
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or is_exporting():
         return False
     if x.requires_grad:
         return True

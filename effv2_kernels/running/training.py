@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import FakeTensor, is_transformed
+from .._torch import FakeTensor, is_exporting, is_transformed
 from ..blocks import Block, ConvNorm, convs_of, leaves_of, se_of
 from ..engines import aten
 from .structure import Watch
@@ -35,7 +35,7 @@ class BlockTrainer:
 
     def usable(self, x: Tensor) -> bool:
         """Whether our ops give what the original forward would, here and now."""
-        if not isinstance(x, Tensor) or x.dim() != 4 or torch.compiler.is_exporting():
+        if not isinstance(x, Tensor) or x.dim() != 4 or is_exporting():
             return False
         if torch.compiler.is_compiling():
             return self._unchanged() and self.watch.has_its_children() and self._fits(x)
