@@ -161,7 +161,8 @@ def backward(
         else:
             mask = chain.mask if i == last else None
             of_affine = over.bn_act_backward(d, y, *norm, mask, batch, out)
-        found: list[Tensor | None] = [None, None, *of_affine]
+        # Of their own: what an op returns may not share memory.
+        found: list[Tensor | None] = [None, None, *map(torch.clone, of_affine)]
         if out is not None:
             d, ours = out, True
             asked = to_input, of_parameters[own][0]
