@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import effv2_kernels as ek
-from tests.support import OurOps, randomise
+from tests.support import OurOps, randomise, rms
 from tests.training.compare import Step, errors, step
 
 CLASSES = 7
