@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import effv2_kernels as ek
-from tests.training import small
-from tests.training.compare import step
+from tests.support import rms
+from tests.training.compare import errors, step
 from tests.training.small import (
     LIBRARIES,
+    assert_all_close,
     assert_same,
     assert_steps_as,
     batch_norms,
@@ -197,7 +198,7 @@ def test_gradients_in_evaluation_outlive_statistics_that_move() -> None:
     first = ours.eval()(maps())
     ours.train()(maps(seed=8))
     found = _gradients(ours, first)
-    small.assert_all_close(found, right)
+    assert_all_close(found, right)
 
 
 def _gradients(model: nn.Module, out: Tensor) -> list[Tensor]:
@@ -259,9 +260,9 @@ def test_bfloat16(library: str, frozen: bool, norms: torch.dtype | None) -> None
         found, eager = step(ours, x), step(plain, x)
         assert found.keys() == eager.keys() == exact.keys()
         assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in eager.items()}
-        for errors, one in zip(pooled, (found, eager), strict=True):
-            errors += small.errors(one, exact).values()
-    assert small.rms(pooled[0]) <= 1.5 * small.rms(pooled[1])
+        for worst, one in zip(pooled, (found, eager), strict=True):
+            worst += errors(one, exact).values()
+    assert rms(pooled[0]) <= 1.5 * rms(pooled[1])
 
 
 def test_dtypes_that_do_not_agree() -> None:
