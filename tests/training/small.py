@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import effv2_kernels as ek
 from tests.support import OurOps, randomise
-from tests.training.compare import Step, errors, step
+from tests.training.compare import Step, step
 
 CLASSES = 7
 #: In float64 a step is the unpatched one, but for the order of sums, or wrong.
@@ -127,22 +127,25 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def assert_same(found: Step, right: Step, limit: float = EXACT) -> None:
-    """The same names, counters, and values but for rounding."""
+    """The same names, counters, and values but for rounding. A gradient that is zero where sums are
+    exact, of a shift or a scale that a norm undoes, is rounding: gradients are held against the
+    thousandth of the largest one at least."""
     assert found.keys() == right.keys()
+    largest = max(one.norm().item() for name, one in right.items() if name.startswith("d "))
     for name, one in right.items():
         assert found[name].dtype == one.dtype and found[name].shape == one.shape, name
         if not one.is_floating_point():
             assert torch.equal(found[name], one), name
-    # What is zero, such as all gradients of a branch that was dropped, has no scale.
-    zero = {name for name, one in right.items() if not one.any()}
-    assert not [name for name in zero if found[name].any()]
-    parts = [{n: t for n, t in one.items() if n not in zero} for one in (found, right)]
-    beyond = {name: error for name, error in errors(*parts).items() if not error <= limit}
-    assert not beyond
+            continue
+        scale = one.norm().item()
+        if name.startswith("d "):
+            scale = max(scale, 1e-3 * largest)
+        error = (found[name] - one).norm().item()
+        assert error <= limit * scale, f"{name}: {error:.2e} of {scale:.2e}"
 
 
 def assert_steps_as(plain: nn.Module, ours: nn.Module, x: Tensor, steps: int = 1) -> None:
-    """Both do the same for so many steps."""
+    """Both do the same for so many steps, each of another input and other random numbers."""
     for i in range(steps):
         assert_same(step(ours, x + i, seed=i), step(plain, x + i, seed=i))
 
