@@ -116,10 +116,11 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen statistics"])
 @pytest.mark.parametrize("of_x", [True, False], ids=["input too", "input not"])
 @pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize(
+    ("kind", "frozen"), [*((kind, False) for kind in BLOCKS), ("mbconv", True), ("fused", True)]
+)
 def test_partial_freezing(
     kind: str, trained: str, of_x: bool, frozen: bool, our_masks: Masks, activations: list[str]
 ) -> None:
