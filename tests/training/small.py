@@ -107,6 +107,22 @@ def maps(number: int = 3, seed: int = 7) -> Tensor:
     return torch.randn(number, 12, 9, 7, generator=generator, dtype=torch.float64)
 
 
+#: Of ``block``: kind and arguments, by name.
+BLOCKS: dict[str, dict[str, object]] = {
+    "mbconv": {},
+    "mbconv of expansion 1": {"expand": 1},
+    "mbconv without a gate": {"se_hidden": 0},
+    "mbconv strided": {"stride": 2},
+    "fused": {},
+    "fused without a gate": {"se_hidden": 0},
+    "fused of expansion 1": {"expand": 1, "se_hidden": 0},
+}
+
+
+def block_named(name: str) -> nn.Module:
+    return block(name.split()[0], **BLOCKS[name])
+
+
 def patched(model: nn.Module) -> nn.Module:
     """A patched copy, each block of which trains on our ops."""
     model = copy.deepcopy(model)
@@ -124,6 +140,24 @@ def our_ops(run: Callable[[], object]) -> list[str]:
 
 def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def gradients(model: nn.Module, x: Tensor, of_x: bool = True) -> list[Tensor | None]:
+    """Of the input and of every parameter."""
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_(of_x)
+    mixed(model(x)).backward()
+    return [x.grad, *(p.grad for p in model.parameters())]
+
+
+def mixed(out: Tensor) -> Tensor:
+    """A random weighting of it: the sum of a normed map does not depend on what was normed."""
+    return (out * random_like(out)).sum()
+
+
+def random_like(out: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(out.shape, generator=generator, dtype=out.dtype)
 
 
 def assert_same(found: Step, right: Step, limit: float = EXACT) -> None:

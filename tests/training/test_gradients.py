@@ -1,4 +1,4 @@
-"""Which gradients there are, of what, at what cost; and that nothing else changes."""
+"""Gradients of outputs that are used once, twice or never; and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -7,174 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
-from effv2_kernels.engines import convolutions
-from effv2_kernels.engines.passes import aten as passes
 from tests.training.small import (
+    BLOCKS,
     LIBRARIES,
     assert_all_close,
     assert_steps_as,
-    batch_norms,
     block,
+    block_named,
     images,
     maps,
+    mixed,
     network,
     our_ops,
     patched,
+    random_like,
 )
-
-Gradients = list[Tensor | None]
-
-
-def gradients(model: nn.Module, x: Tensor, of_x: bool = True) -> Gradients:
-    """Of the input and of every parameter."""
-    model.zero_grad()
-    x = x.detach().clone().requires_grad_(of_x)
-    _mixed(model(x)).backward()
-    return [x.grad, *(p.grad for p in model.parameters())]
-
-
-def _mixed(out: Tensor) -> Tensor:
-    """A random weighting of it: the sum of a normed map does not depend on what was normed."""
-    return (out * _random_like(out)).sum()
-
-
-def _random_like(out: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(out.shape, generator=generator, dtype=out.dtype)
-
-
-Masks = list[tuple[bool, bool]]
-
-
-class _Convolutions(TorchDispatchMode):
-    """Which gradients the backward of each convolution of a map gave: its input's, its weight's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.masks: Masks = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.convolution_backward.default:
-            of_x, of_weight, _ = args[-1]
-            if args[0].shape[2:] != (1, 1):  # squeeze-and-excite's
-                self.masks.append((of_x, of_weight))
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def our_masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
-    masks: Masks = []
-    backward = convolutions.backward
-
-    def noted(*args):
-        masks.append(args[-1])
-        return backward(*args)
-
-    monkeypatch.setattr(convolutions, "backward", noted)
-    return masks
-
-
-@pytest.fixture
-def activations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry a pass that makes an activated map."""
-    calls: list[str] = []
-    bn_act = passes.bn_act
-    monkeypatch.setattr(passes, "bn_act", lambda *a, **k: calls.append(a[2]) or bn_act(*a, **k))
-    return calls
-
-
-# What is not frozen: the end of a name.
-TRAINED = {
-    "all": ("",),
-    "nothing": (),
-    "the gate": ("se.reduce.weight", "se.reduce.bias", "se.expand.weight", "se.expand.bias"),
-    "half of the gate": ("se.expand.bias",),
-    "all but the gate": ("conv.weight", "bn.weight", "bn.bias"),
-    "convolutions": ("conv.weight",),
-    "norms": ("bn.weight", "bn.bias"),
-    "gammas": ("bn.weight",),
-    "first weight": ("expand.conv.weight",),
-    "second weight": ("depthwise.conv.weight",),
-    "last weight": ("project.conv.weight",),
-    "first gamma": ("expand.bn.weight",),
-    "first beta": ("expand.bn.bias",),
-    "second gamma": ("depthwise.bn.weight",),
-    "last gamma": ("project.bn.weight",),
-    "last beta": ("project.bn.bias",),
-}
-BLOCKS = {
-    "mbconv": {},
-    "mbconv of expansion 1": {"expand": 1},
-    "mbconv without a gate": {"se_hidden": 0},
-    "mbconv strided": {"stride": 2},
-    "fused": {},
-    "fused without a gate": {"se_hidden": 0},
-    "fused of expansion 1": {"expand": 1, "se_hidden": 0},
-}
-
-
-@pytest.mark.parametrize("of_x", [True, False], ids=["input too", "input not"])
-@pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize(
-    ("kind", "frozen"), [*((kind, False) for kind in BLOCKS), ("mbconv", True), ("fused", True)]
-)
-def test_partial_freezing(
-    kind: str, trained: str, of_x: bool, frozen: bool, our_masks: Masks, activations: list[str]
-) -> None:
-    """The gradients that there are unpatched, and no convolution's that nobody wants."""
-    plain = block(kind.split()[0], **BLOCKS[kind])
-    for name, parameter in plain.named_parameters():
-        parameter.requires_grad_(name.endswith(TRAINED[trained]))
-    for norm in batch_norms(plain):
-        norm.train(not frozen)
-    ours = patched(plain)
-    if not (of_x or any(p.requires_grad for p in plain.parameters())):
-        assert not ours(maps()).requires_grad
-        return
-    with _Convolutions() as theirs:
-        right = gradients(plain, maps(), of_x)
-    x = maps().requires_grad_(of_x)
-    out = ours(x)
-    activations.clear()
-    _mixed(out).backward()
-    assert_all_close([x.grad, *(p.grad for p in ours.parameters())], right)
-    assert our_masks == theirs.masks
-    # Of its input a convolution's backward needs the values for the gradient of its weight only;
-    # and the block's input is at hand.
-    convs = len(batch_norms(plain))
-    inputs = [wanted for wanted, _ in zip(our_masks, range(convs - 1), strict=False)]
-    assert len(activations) == sum(of_weight for _, of_weight in inputs)
-
-
-@pytest.mark.parametrize("first", [0, 3, 6])
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_frozen_stages(library: str, first: int) -> None:
-    """Only what follows the first ``first`` blocks is trained: those before have no backward."""
-    plain = network(library)
-    blocks = list(_blocks(plain))
-    for module in blocks[:first]:
-        module.requires_grad_(False)
-    stem = [p for n, p in plain.named_parameters() if n.startswith(_STEMS)]
-    for parameter in stem:
-        parameter.requires_grad_(first == 0)
-    ours = patched(plain)
-    assert_all_close(gradients(ours, images(), False), gradients(plain, images(), False))
-    loss = _mixed(ours(images()))
-    backwards = our_ops(loss.backward)
-    assert len(backwards) == (8 if first == 0 else 7 - first)
-    assert_all_close(gradients(ours, images()), gradients(plain, images()))
-
-
-_STEMS = ("stem.", "conv_stem.", "bn1.", "features.0.")
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    stages = getattr(model, "stages", None) or getattr(model, "blocks", None)
-    stages = model.features[1:-1] if stages is None else stages
-    return [one for stage in stages for one in stage]
 
 
 class _NoGradient(torch.autograd.Function):
@@ -204,7 +53,7 @@ def test_an_output_that_nobody_uses() -> None:
     first, second = patched(block()), patched(block("fused"))
     x = maps().requires_grad_()
     used, unused = first(x), second(x)
-    assert our_ops(_mixed(used).backward) == ["mbconv_train_backward"]
+    assert our_ops(mixed(used).backward) == ["mbconv_train_backward"]
     assert all(p.grad is not None for p in first.parameters())
     assert unused.requires_grad and all(p.grad is None for p in second.parameters())
 
@@ -213,7 +62,7 @@ def test_an_output_that_nobody_uses() -> None:
     found = []
     for model in (plain, ours):
         early, _late = model.forward_intermediates(images(), (0, 2))
-        _mixed(early).backward()
+        mixed(early).backward()
         found.append([p.grad for p in model.parameters()])
     assert_all_close(found[1], found[0])
     assert None in found[0]
@@ -225,7 +74,7 @@ def test_both_outputs_are_used() -> None:
     plain = network()
     for model in (plain, patched(plain)):
         early, late = model.forward_intermediates(images(), (1, 2))
-        (_mixed(early) + _mixed(late)).backward()
+        (mixed(early) + mixed(late)).backward()
         found.append([p.grad for p in model.parameters()])
     assert_all_close(found[1], found[0])
 
@@ -234,7 +83,7 @@ def test_both_outputs_are_used() -> None:
 def test_the_same_graph_twice(kind: str) -> None:
     ours = patched(block(kind))
     x = maps().requires_grad_()
-    loss = _mixed(ours(x))
+    loss = mixed(ours(x))
     wanted = [x, *ours.parameters()]
     first = torch.autograd.grad(loss, wanted, retain_graph=True)
     second = torch.autograd.grad(loss, wanted)
@@ -249,7 +98,7 @@ def test_accumulation(library: str) -> None:
     results = []
     for model in (plain, patched(plain)):
         for i in range(2):
-            _mixed(model(images(seed=i))).backward()
+            mixed(model(images(seed=i))).backward()
         results.append([p.grad for p in model.parameters()])
     assert_all_close(results[1], results[0])
 
@@ -288,14 +137,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_layouts_and_that_nothing_is_changed(kind: str, layout: str, of: str) -> None:
     """Of the incoming gradient or of the input, neither of which is written to; nor is a weight."""
-    plain = block(kind.split()[0], **BLOCKS[kind])
+    plain = block_named(kind)
     ours = patched(plain)
     results = []
     for model in (plain, ours):
         leaf = maps().requires_grad_()
         x = LAYOUTS[layout](leaf) if of == "input" else leaf
         out = model(x)
-        grad = _random_like(out)
+        grad = random_like(out)
         grad = LAYOUTS[layout](grad) if of == "gradient" else grad
         if layout == "expanded" and of == "gradient":
             out = out.square()  # a norm has no gradient of a constant
@@ -312,7 +161,7 @@ def test_gradients_share_no_memory() -> None:
     """An optimiser and gradient clipping write into them."""
     ours = patched(block())
     x = maps().requires_grad_()
-    _mixed(ours(x)).backward()
+    mixed(ours(x)).backward()
     found = [x.grad, *(p.grad for p in ours.parameters())]
     assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
     assert all(g.stride() == p.stride() for g, p in zip(found[1:], ours.parameters(), strict=True))
@@ -330,7 +179,7 @@ def test_hooks_of_parameters() -> None:
             parameter.register_post_accumulate_grad_hook(
                 lambda p, calls=calls: calls.append("done")
             )
-        _mixed(model(images())).backward()
+        mixed(model(images())).backward()
         assert sorted(set(calls)) == sorted(["done", *(n for n, _ in model.named_parameters())])
         assert len(calls) == 2 * len(list(model.parameters()))
         seen.append([p.grad for p in model.parameters()])
@@ -346,5 +195,5 @@ def test_weights_that_are_computed() -> None:
         scale = torch.tensor(1.25, dtype=torch.float64, requires_grad=True)
         weights = {name: p.detach() * scale for name, p in model.named_parameters()}
         out = torch.func.functional_call(model, weights, (maps(),))
-        results.append(torch.autograd.grad(_mixed(out), [scale]))
+        results.append(torch.autograd.grad(mixed(out), [scale]))
     assert_all_close(results[1], results[0])
