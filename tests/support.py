@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Two right results differ by rounding; below this a ratio of errors tells nothing.
 TINY = 1e-6
@@ -149,3 +150,17 @@ def in_float64(model: nn.Module, x: Tensor) -> Tensor:
     """What an unpatched float64 copy of the model computes, under autocast too."""
     with torch.autocast("cpu", enabled=False):
         return copy.deepcopy(model).double()(x.double())
+
+
+class OurOps(TorchDispatchMode):
+    """The ops of ``effv2`` that run within it, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = str(function).removesuffix(".default").partition(".")
+        if namespace == "effv2":
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))

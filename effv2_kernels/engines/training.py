@@ -123,6 +123,11 @@ def _input(over: ModuleType, x: Tensor, chain: Chain, kept: Kept, i: int) -> Ten
     return over.bn_act(kept.ys[i - 1], kept.coefficients[i - 1], act, gate)
 
 
+def _as_input(over: ModuleType, x: Tensor, chain: Chain, kept: Kept, i: int) -> Tensor:
+    """A map like the one that stage i reads: the gradient of the input needs no more of it."""
+    return x if i == 0 else kept.ys[i - 1]
+
+
 def _excite(pooled: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     first, first_bias, second, second_bias = (w.to(pooled.dtype) for w in gate.weights)
     hidden = F.linear(pooled, first.flatten(1), first_bias)
@@ -161,14 +166,16 @@ def backward(
         else:
             mask = chain.mask if i == last else None
             of_affine = over.bn_act_backward(d, y, *norm, mask, batch, out)
-        found: list[Tensor | None] = [None, None, *of_affine]
+        # Of their own: what an op returns may not share memory.
+        found: list[Tensor | None] = [None, None, *map(torch.clone, of_affine)]
         if out is not None:
             d, ours = out, True
             asked = to_input, of_parameters[own][0]
             if of_parameters[own][1]:
                 found[1] = d.sum((0, 2, 3), dtype=wide_dtype(d))
+            read = _input if asked[1] else _as_input
             d, found[0] = convolutions.backward(  # type: ignore[assignment]
-                d, _input(over, x, chain, kept, i), stage.weight, stage.stride, stage.padding, asked
+                d, read(over, x, chain, kept, i), stage.weight, stage.stride, stage.padding, asked
             )
         gradients[own] = found
         if not to_input:

@@ -18,7 +18,7 @@ from .._torch import FakeTensor, is_exporting, is_transformed
 from ..blocks import Block, ConvNorm, convs_of, leaves_of, se_of
 from ..engines import aten
 from .structure import Watch
-from .training_calls import CALLS, Call
+from .training_calls import CALLS, SLOTS, Call
 
 _PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
@@ -54,6 +54,7 @@ class BlockTrainer:
     def _fits(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
+            and x.shape[0] > 0  # of no images PyTorch's norm makes something of its own
             and all(_agrees(part, x) for part in self.convs)
             and not (x.shape[0] == 1 and self._has_one_value(x))
         )
@@ -129,7 +130,12 @@ class _Block(torch.autograd.Function):
         ctx.call = call
         ctx.masked = mask is not None
         ctx.parameters = len(parameters)
-        ctx.save_for_backward(x, mask, *parameters, *kept)
+        ctx.frozen = [i for i in range(call.convs) if parameters[SLOTS * i + 4] is not None]
+        # Not the running statistics, which may move before the backward: they are in what is kept.
+        saved = list(parameters)
+        for i in ctx.frozen:
+            saved[SLOTS * i + 4 : SLOTS * i + 6] = None, None
+        ctx.save_for_backward(x, mask, *saved, *kept)
         ctx.set_materialize_grads(False)
         if move is not None:
             return out
@@ -143,6 +149,9 @@ class _Block(torch.autograd.Function):
             return nothing
         x, mask, *rest = ctx.saved_tensors
         parameters, kept = rest[: ctx.parameters], rest[ctx.parameters :]
+        for i in ctx.frozen:
+            mean, variance, *_ = kept[2 * i + 1]
+            parameters[SLOTS * i + 4 : SLOTS * i + 6] = mean, variance
         needs = ctx.needs_input_grad
         wanted = [needs[2], *needs[4:]]
         with torch.no_grad():

@@ -9,10 +9,10 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import effv2_kernels as ek
 from tests.support import (
+    OurOps,
     assert_as_close_as_pytorch,
     assert_as_close_over,
     draws,
@@ -74,20 +74,6 @@ def test_input_gradient_of_a_frozen_model(small_model, image):
     assert x.grad is not None and x.grad.abs().sum() > 0
     with_grad = small_model(image)  # nothing to record: our ops run
     assert not with_grad.requires_grad
-
-
-class OurOps(TorchDispatchMode):
-    """The ops of ``effv2`` that run within it, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        namespace, _, name = str(function).removesuffix(".default").partition(".")
-        if namespace == "effv2":
-            self.names.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 def test_the_ops_that_run_are_those_that_the_report_names(small_model, image):

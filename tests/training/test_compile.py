@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import effv2_kernels as ek
 from tests.support import relative_error
-from tests.training.small import NETWORKS, assert_same_step, images, step
+from tests.training.few_blocks import NETWORKS, assert_same_step, images, step
 
 BACKENDS = ("timm", "aot_eager"), ("python_ref", "inductor")
 #: Of the partitioner that inductor has, without inductor's code.

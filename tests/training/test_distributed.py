@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import effv2_kernels as ek
 from tests.training import ranks
-from tests.training.small import NETWORKS, assert_same, images, step
+from tests.training.few_blocks import NETWORKS, assert_same, images, step
 
 STEPS = 3
 TRAINED = {"conv_bn_act_train", "fused_mbconv_train", "mbconv_train"}
