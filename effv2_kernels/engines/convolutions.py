@@ -81,6 +81,10 @@ def _as_maps(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """In the dtype and the strides of the parameter, which autograd would copy it into."""
-    if gradient.dtype == parameter.dtype and gradient.stride() == parameter.stride():
-        return gradient
+    if gradient.dtype == parameter.dtype:
+        if gradient.stride() == parameter.stride():
+            return gradient
+        axes = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
+        if all(size == 1 or own == other for size, own, other in axes):  # the same memory
+            return gradient.as_strided(parameter.shape, parameter.stride())
     return torch.empty_like(parameter).copy_(gradient)

@@ -62,10 +62,13 @@ class TrainingOp:
         return f"{self.name}_backward(Tensor grad, Tensor x, {rest}) -> Tensor[]"
 
     def cpu(self, x: Tensor, *arguments: Any) -> list[Tensor]:
-        chain = self.chain(x, *arguments)
-        _check(self.name, x, chain)
+        _check(self.name, x, self.chain(x, *arguments))
+        return self.direct(x, *arguments)
+
+    def direct(self, x: Tensor, *arguments: Any) -> list[Tensor]:
+        """Past the dispatcher and the checks, for a caller whose arguments are right."""
         with _past_autocast():
-            return training.forward(x, chain)
+            return training.forward(x, self.chain(x, *arguments))
 
     def fake(self, x: Tensor, *arguments: Any) -> list[Tensor]:
         chain = self.chain(x, *arguments)
@@ -84,8 +87,12 @@ class TrainingOp:
 
     def cpu_backward(self, grad: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
         *own, listed, wanted = arguments
+        _check_backward(self.name, grad, x, self.chain(x, *own), listed, wanted)
+        return self.direct_backward(grad, x, *arguments)
+
+    def direct_backward(self, grad: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+        *own, listed, wanted = arguments
         chain = self.chain(x, *own)
-        _check_backward(self.name, grad, x, chain, listed, wanted)
         with _past_autocast():
             return training.backward(grad, x, chain, Kept.of(listed, len(chain.stages)), wanted)
 

@@ -98,22 +98,20 @@ class BlockTrainer:
 
     def _move(self, x: Tensor, coefficients: Sequence[Tensor]) -> None:
         """The norms' running statistics, as ``nn.BatchNorm2d`` moves them."""
-        for part, size, (mean, variance, *_) in zip(
-            self.convs, self._sizes(x), coefficients, strict=True
-        ):
+        counters = [part.norm.num_batches_tracked for part in self.convs if _tracks(part.norm)]
+        there = [counter for counter in counters if counter is not None]
+        if there:
+            torch._foreach_add_(there, 1)
+        for part, size, found in zip(self.convs, self._sizes(x), coefficients, strict=True):
             norm = part.norm
-            if not norm.training or not norm.track_running_stats:
+            if not _tracks(norm) or norm.running_mean is None or norm.running_var is None:
                 continue
             share = 0.0 if norm.momentum is None else norm.momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-                if norm.momentum is None:
-                    share = 1.0 / float(norm.num_batches_tracked)
-            if norm.running_mean is None or norm.running_var is None:
-                continue
+            if norm.momentum is None and norm.num_batches_tracked is not None:
+                share = 1.0 / float(norm.num_batches_tracked)
             values = x.shape[0] * size[0] * size[1]
-            _towards(norm.running_mean, mean, share)
-            _towards(norm.running_var, variance * (values / (values - 1)), share)
+            _towards(norm.running_mean, found[0], share)
+            _towards(norm.running_var, found[1] * (values / (values - 1)), share)
 
 
 class _Block(torch.autograd.Function):
@@ -128,7 +126,6 @@ class _Block(torch.autograd.Function):
             # that is saved, and the buffers of the unpatched model have moved twice by then.
             move(x, coefficients)
         ctx.call = call
-        ctx.masked = mask is not None
         ctx.parameters = len(parameters)
         ctx.frozen = [i for i in range(call.convs) if parameters[SLOTS * i + 4] is not None]
         # Not the running statistics, which may move before the backward: they are in what is kept.
@@ -193,6 +190,10 @@ def _parameters(part: ConvNorm) -> tuple[Tensor | None, ...]:
 def _of_batch(norm: nn.BatchNorm2d) -> bool:
     """Whether it normalises by the statistics of the batch."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
+def _tracks(norm: nn.BatchNorm2d) -> bool:
+    return norm.training and norm.track_running_stats
 
 
 def _agrees(part: ConvNorm, x: Tensor) -> bool:

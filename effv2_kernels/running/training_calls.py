@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch import is_watched
 from ..blocks import Block, ConvBNAct, FusedMBConv, MBConv, SqueezeExcite, convs_of
+from ..ops import TRAINING_OPS
 
 #: Of a convolution with its norm: weight, bias, gamma, beta; mean and variance of a frozen norm.
 SLOTS = 6
@@ -34,8 +36,9 @@ class Call:
     def forward(self, x: Tensor, mask: Tensor | None, parameters: Sequence[Any]) -> list[Tensor]:
         """parameters: SLOTS of each convolution in turn, then the gate's four. The output and what
         is kept, as ``ops/_training.py`` says."""
-        op = getattr(torch.ops.effv2, self.name).default
-        return op(x, *self._arguments(parameters, mask))
+        op = TRAINING_OPS[self.name]
+        run = op.direct if _is_plain(x) else getattr(torch.ops.effv2, op.name).default
+        return run(x, *self._arguments(parameters, mask))
 
     def backward(
         self,
@@ -48,13 +51,15 @@ class Call:
     ) -> list[Tensor]:
         """wanted: of x and of each of ``parameters``, of which those of norms in evaluation have
         none; the gradients that are."""
-        op = getattr(torch.ops.effv2, f"{self.name}_backward").default
+        op = TRAINING_OPS[self.name]
+        name = f"{op.name}_backward"
+        run = op.direct_backward if _is_plain(grad) else getattr(torch.ops.effv2, name).default
         of_x, *rest = wanted
         flags = [of_x]
         for i in range(self.convs):
             flags += rest[SLOTS * i : SLOTS * i + 4]
         flags += rest[SLOTS * self.convs :]
-        return op(grad, x, *self._arguments(parameters, mask), list(kept), flags)
+        return run(grad, x, *self._arguments(parameters, mask), list(kept), flags)
 
     def _arguments(self, parameters: Sequence[Any], mask: Tensor | None) -> list[Any]:
         found: list[Any] = [*_ABSENT] if self.skips else []
@@ -65,6 +70,12 @@ class Call:
         if self.gated:
             found.append(list(parameters[SLOTS * self.convs :]))
         return [*found, mask, *self.geometry]
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether nobody is to see the op itself: no trace, no profiler, no dispatch mode. The
+    dispatcher and its way back into Python are then saved."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and not is_watched()
 
 
 def _there(pair: Sequence[Tensor | None]) -> list[Tensor]:
