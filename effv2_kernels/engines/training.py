@@ -89,7 +89,9 @@ class Kept:
     @classmethod
     def of(cls, listed: Sequence[Tensor], stages: int) -> Kept:
         pairs, squeezed = listed[: 2 * stages], listed[2 * stages :]
-        return cls(list(pairs[::2]), list(pairs[1::2]), list(squeezed))
+        # A hook on saved tensors may give them back in another layout.
+        ys = [aten.channels_last(y) for y in pairs[::2]]
+        return cls(ys, [c.contiguous() for c in pairs[1::2]], list(squeezed))
 
 
 def forward(x: Tensor, chain: Chain) -> list[Tensor]:

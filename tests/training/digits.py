@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import effv2_kernels as ek
 
-from .small import ENOUGH, python_ref_network
+from .few_blocks import ENOUGH, python_ref_network
 
 EPOCHS, BATCH, RATE, SIZE = 12, 64, 6e-3, 32
 _HELD_OUT = 360

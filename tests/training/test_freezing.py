@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effv2_kernels.engines import convolutions
-from effv2_kernels.engines.passes import aten as passes
+from effv2_kernels.engines.passes import aten, native
 from tests.training.small import (
     BLOCKS,
     LIBRARIES,
@@ -59,8 +59,12 @@ def our_masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
 def activations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry a pass that makes an activated map."""
     calls: list[str] = []
-    bn_act = passes.bn_act
-    monkeypatch.setattr(passes, "bn_act", lambda *a, **k: calls.append(a[2]) or bn_act(*a, **k))
+
+    def noting(bn_act):
+        return lambda *a, **k: calls.append(a[2]) or bn_act(*a, **k)
+
+    for passes in (aten, native):
+        monkeypatch.setattr(passes, "bn_act", noting(passes.bn_act))
     return calls
 
 
