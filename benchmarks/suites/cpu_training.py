@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -135,5 +136,6 @@ def _peak_of_this_process(
     step()
     step()
     # Not getrusage's, which starts from what the parent had when this process was made.
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) / 1024
