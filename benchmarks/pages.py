@@ -49,6 +49,56 @@ def gains(rows: list[Row]) -> str:
     return "\n\n".join([_table(header, lines), *_sources(found)])
 
 
+def training(rows: list[Row]) -> str:
+    """A line for each measured case of a training step, and what a step takes of memory."""
+    found = [r for r in rows if r.suite in ("cpu_train", "memory") and r.gpu != NO_DEVICE]
+    lines = []
+    for case in dict.fromkeys((_case(r), r.gpu) for r in found if r.metric == "step_ms"):
+        (_, network, resolution, dtype, batch, _), machine = case
+        cells = {f"{r.impl} {r.metric}": r for r in found if (_case(r), r.gpu) == case}
+        lines.append(
+            (
+                machine,
+                f"{network}, {resolution} px",
+                dtype,
+                batch,
+                _value(cells.get("eager_nhwc step_ms"), "{:.0f} ms"),
+                _value(cells.get("effv2 step_ms"), "{:.0f} ms"),
+                _ratio(cells.get("effv2 speedup_vs_eager_nhwc")),
+            )
+        )
+    header = ("device", "network", "dtype", "batch", "eager channels_last", "patched", "gain")
+    parts = [_table(header, lines), *_of_memory(found), *_sources(found)]
+    return "\n\n".join(parts)
+
+
+def _of_memory(found: list[Row]) -> list[str]:
+    lines = []
+    titles = {
+        "kept_for_backward": "kept for the backward, an image",
+        "peak_resident": "the whole process at its peak",
+    }
+    kinds = (r for r in found if r.metric in titles)
+    for metric, network, resolution, dtype, batch in dict.fromkeys(
+        (r.metric, r.case, r.resolution, r.dtype, r.batch) for r in kinds
+    ):
+        key = metric, network, resolution, dtype, batch
+        of = {
+            r.impl.partition("_")[0]: r
+            for r in found
+            if (r.metric, r.case, r.resolution, r.dtype, r.batch) == key
+        }
+        eager, ours = of.get("eager"), of.get("effv2")
+        if eager is None or ours is None:
+            continue
+        share = float(ours.value) / float(eager.value)
+        title = titles[metric] + (f", batch {batch}" if metric == "peak_resident" else "")
+        values = (_value(row, "{:.0f} MB") for row in (eager, ours))
+        lines.append((title, f"{network}, {resolution} px", dtype, *values, f"**{share:.2f}**"))
+    header = ("memory of a training step", "network", "dtype", "eager", "patched", "of eager's")
+    return [_table(header, lines)] if lines else []
+
+
 def placement(rows: list[Row]) -> str:
     """Table 3 of the paper: what we count and measure beside what it prints."""
     found = [r for r in rows if r.suite == "placement"]

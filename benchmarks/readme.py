@@ -16,7 +16,7 @@ HELP = "write the tables of the pages from the CSV files"
 ROOT = Path(__file__).parent.parent
 #: Page -> section -> what writes it from all committed rows.
 PAGES: Mapping[Path, Mapping[str, Callable[[list[Row]], str]]] = {
-    ROOT / "README.md": {"measured gains": pages.gains},
+    ROOT / "README.md": {"measured gains": pages.gains, "training": pages.training},
     ROOT / "benchmarks" / "README.md": {
         "placement": pages.placement,
         "headline": pages.headline,

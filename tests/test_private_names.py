@@ -57,4 +57,6 @@ def test_onednn() -> None:
     packed = _torch.onednn_pack(weight, *geometry, [1, 8, 5, 5])
     found = _torch.onednn_conv().default(x, packed, None, *geometry, "none", [], "")
     torch.testing.assert_close(found, torch.nn.functional.conv2d(x, weight, padding=1))
+    rows, matrix = torch.randn(5, 3), torch.randn(3, 4)
+    torch.testing.assert_close(_torch.onednn_linear(rows, matrix.t()), rows @ matrix)
     assert all(isinstance(_torch.onednn_has(d), bool) for d in (torch.bfloat16, torch.float16))

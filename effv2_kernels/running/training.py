@@ -98,13 +98,13 @@ class BlockTrainer:
 
     def _move(self, x: Tensor, coefficients: Sequence[Tensor]) -> None:
         """The norms' running statistics, as ``nn.BatchNorm2d`` moves them."""
-        counters = [part.norm.num_batches_tracked for part in self.convs if _tracks(part.norm)]
-        there = [counter for counter in counters if counter is not None]
-        if there:
-            torch._foreach_add_(there, 1)
         for part, size, found in zip(self.convs, self._sizes(x), coefficients, strict=True):
             norm = part.norm
-            if not _tracks(norm) or norm.running_mean is None or norm.running_var is None:
+            if not (norm.training and norm.track_running_stats):
+                continue
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+            if norm.running_mean is None or norm.running_var is None:
                 continue
             share = 0.0 if norm.momentum is None else norm.momentum
             if norm.momentum is None and norm.num_batches_tracked is not None:
@@ -190,10 +190,6 @@ def _parameters(part: ConvNorm) -> tuple[Tensor | None, ...]:
 def _of_batch(norm: nn.BatchNorm2d) -> bool:
     """Whether it normalises by the statistics of the batch."""
     return norm.training or (norm.running_mean is None and norm.running_var is None)
-
-
-def _tracks(norm: nn.BatchNorm2d) -> bool:
-    return norm.training and norm.track_running_stats
 
 
 def _agrees(part: ConvNorm, x: Tensor) -> bool:

@@ -29,6 +29,17 @@ def test_suite_writes_latencies_and_ratios(small: Run, capsys: pytest.CaptureFix
     assert torch.get_num_threads() == threads
 
 
+def test_a_training_step_and_its_memory(small: Run) -> None:
+    status, rows = small("cpu_train", *CASE, "--models", "efficientnetv2_b0")
+    assert status == 0
+    times = {(i, f"{clock}_ms") for i in ("eager_nhwc", "effv2") for clock in ("step", "process")}
+    ratios = {("effv2", f"speedup{clock}_vs_eager_nhwc") for clock in ("", "_process")}
+    peaks = {(impl, "peak_resident") for impl in ("eager_nhwc", "effv2")}
+    assert keys(rows) == times | ratios | peaks
+    peak = next(r for r in rows if r.metric == "peak_resident")
+    assert 100 < float(peak.value) < 3000 and peak.unit == "MB"
+
+
 @pytest.mark.parametrize("suite", ["cpu", "models", "latency"])
 def test_a_network_with_a_wrong_output_is_not_timed(
     suite: str, small: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
