@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
-from effv2_kernels.engines import convolutions
+from effv2_kernels.engines import convolutions, passes
 from tests.training.compare import errors, step
 from tests.training.kinds import KINDS
 
@@ -29,6 +29,12 @@ def test_is_the_unpatched_block(kind: str, frozen: str) -> None:
     assert found.keys() == exact.keys()
     wrong = {name: error for name, error in errors(found, exact).items() if not error < 1e-10}
     assert not wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_compiled_passes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "for_map", lambda y: passes.aten)
+    test_is_the_unpatched_block(kind, "none")
 
 
 @pytest.mark.parametrize("kind", KINDS)
