@@ -3,6 +3,7 @@
 An adapter turns a module of timm, torchvision or ``python_ref`` into one of these; inference and
 training read nothing else. They hold modules, not tensors, so a weight that is replaced, moved or
 loaded later is seen. ``drop_path``: what scales each image of a residual branch in training.
+``adds_in_place``: whether the branch, and its dtype, takes the sum with the input.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ConvBNAct:
     residual: bool = False
     is_stem: bool = False
     drop_path: nn.Module | None = None
+    adds_in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class FusedMBConv:
     project: ConvNorm
     residual: bool
     drop_path: nn.Module | None = None
+    adds_in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class MBConv:
     project: ConvNorm
     residual: bool
     drop_path: nn.Module | None = None
+    adds_in_place: bool = False
 
 
 Block = ConvBNAct | FusedMBConv | MBConv
@@ -88,6 +92,11 @@ def convs_of(block: Block) -> Iterator[tuple[str, ConvNorm]]:
         value = getattr(block, field.name)
         if isinstance(value, ConvNorm):
             yield field.name, value
+
+
+def plus_input(block: Block, y: Tensor, x: Tensor) -> Tensor:
+    """The residual's sum with a wider x: in PyTorch it is wider too, where it is not in place."""
+    return (y + x).to(y.dtype) if block.adds_in_place else y + x
 
 
 def se_of(block: Block) -> SqueezeExcite | None:

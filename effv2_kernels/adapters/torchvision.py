@@ -108,6 +108,7 @@ def _mbconv(module: nn.Module) -> MBConv:
         project=_conv_norm_act(parts[-1], kind="pointwise"),
         residual=module.use_res_connect,
         drop_path=_drop_path(module),
+        adds_in_place=True,
     )
 
 
@@ -115,11 +116,11 @@ def _fused_mbconv(module: nn.Module) -> FusedMBConv | ConvBNAct:
     parts = list(module.block)
     skipped = module.use_res_connect, _drop_path(module)
     if len(parts) == 1:
-        return ConvBNAct(_conv_norm_act(parts[0]), skipped[0], drop_path=skipped[1])
+        return ConvBNAct(_conv_norm_act(parts[0]), skipped[0], False, skipped[1], True)
     if len(parts) != 2:
         raise Unsupported(f"it has {len(parts)} parts where expand and project belong")
     expand, project = _conv_norm_act(parts[0]), _conv_norm_act(parts[1], kind="pointwise")
-    return FusedMBConv(expand, None, project, *skipped)
+    return FusedMBConv(expand, None, project, *skipped, adds_in_place=True)
 
 
 def _drop_path(module: nn.Module) -> nn.Module | None:

@@ -32,7 +32,7 @@ def forward(
     weight, bias = weight.to(x.dtype), bias if bias is None else bias.to(x.dtype)
     x, symmetric = aten.pad_uneven(x, weight.shape[2:], stride, padding)
     x = aten.channels_last(x)
-    if not _is_pointwise(weight, stride, symmetric):
+    if groups > 1 or not _is_pointwise(weight, stride, symmetric):
         y = torch.conv2d(x, weight, bias, tuple(stride), symmetric, groups=groups)
         return aten.channels_last(y)
     if bias is None and runs_onednn(x):
@@ -57,7 +57,7 @@ def backward(
     padded, symmetric = aten.pad_uneven(x, kernel, stride, padding)
     padded = aten.channels_last(padded)
     arguments = grad, padded
-    if _is_pointwise(weight, stride, symmetric):
+    if groups == 1 and _is_pointwise(weight, stride, symmetric):
         if runs_onednn(x):
             return _pointwise_backward(grad, padded, weight, wanted)
         arguments = _as_large_batch(grad), _as_large_batch(padded)

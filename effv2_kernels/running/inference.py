@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._torch import FakeTensor, below_autograd, is_exporting, is_transformed, is_watched
-from ..blocks import Block, leaves_of
+from ..blocks import Block, leaves_of, plus_input
 from ..engines import onednn
 from .folding import FoldedWeights, fold
 from .live import Parts, live
@@ -159,8 +159,7 @@ class BlockRunner:
         if x.dtype == dtype or getattr(self.block, "is_stem", False):
             return sequence(effv2, self.block, weights, x)
         y = sequence(effv2, self.branch, weights, x.to(dtype))
-        # As in PyTorch, a wider input makes the sum of the residual wider.
-        return y + x if self.block.residual else y
+        return plus_input(self.block, y, x) if self.block.residual else y
 
 
 def folds(x: Tensor, triton: bool) -> bool:

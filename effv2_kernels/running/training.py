@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import FakeTensor, is_exporting, is_transformed
-from ..blocks import Block, ConvNorm, convs_of, leaves_of, se_of
+from ..blocks import Block, ConvNorm, convs_of, gates_of, leaves_of, plus_input, se_of
 from ..engines import aten
 from .structure import Watch
 from .training_calls import CALLS, SLOTS, Call
@@ -54,8 +54,11 @@ class BlockTrainer:
     def _fits(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
+            and x.is_floating_point()
+            and x.shape[1] == self.convs[0].conv.in_channels
             and x.shape[0] > 0  # of no images PyTorch's norm makes something of its own
             and all(_agrees(part, x) for part in self.convs)
+            and all(_is_in_dtype(gate, x) for gate in gates_of(self.block))
             and not (x.shape[0] == 1 and self._has_one_value(x))
         )
 
@@ -78,9 +81,8 @@ class BlockTrainer:
         dtype = torch.get_autocast_dtype(device) if _autocasts(device) else x.dtype
         if x.dtype == dtype:
             return self._apply(self.block, x)
-        # As in PyTorch, a wider input makes the sum of the residual wider.
         y = self._apply(self.branch, x.to(dtype))
-        return y + x if self.block.residual else y
+        return plus_input(self.block, y, x) if self.block.residual else y
 
     def _apply(self, block: Block, x: Tensor) -> Tensor:
         call = CALLS[type(block)](block)
@@ -129,7 +131,8 @@ class _Block(torch.autograd.Function):
         ctx.parameters = len(parameters)
         ctx.frozen = [i for i in range(call.convs) if parameters[SLOTS * i + 4] is not None]
         # Not the running statistics, which may move before the backward: they are in what is kept.
-        saved = list(parameters)
+        # Nor the values of biases and betas, which may change too: only what they are like.
+        saved = [p if _is_read(i, call.convs) else _outline(p) for i, p in enumerate(parameters)]
         for i in ctx.frozen:
             saved[SLOTS * i + 4 : SLOTS * i + 6] = None, None
         ctx.save_for_backward(x, mask, *saved, *kept)
@@ -165,7 +168,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Any):
-        return tuple(t.view_as(t) for t in tensors[:count])
+        return tuple(t.clone() for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Any):
@@ -173,6 +176,16 @@ class _Once(torch.autograd.Function):
             "effv2's training ops have no second derivative (a gradient of a gradient was asked "
             "for): patch(model, training=False), or unpatch(model), for that"
         )
+
+
+def _is_read(slot: int, convs: int) -> bool:
+    """Whether the backward reads the values of a parameter: not of a bias or a beta."""
+    return slot % SLOTS not in (1, 3) if slot < SLOTS * convs else (slot - SLOTS * convs) % 2 == 0
+
+
+def _outline(parameter: Tensor | None) -> Tensor | None:
+    """The parameter's memory without its count of changes."""
+    return parameter if parameter is None or torch.compiler.is_compiling() else parameter.data
 
 
 def _parameters(part: ConvNorm) -> tuple[Tensor | None, ...]:
@@ -205,12 +218,19 @@ def _agrees(part: ConvNorm, x: Tensor) -> bool:
     elif weight.dtype != dtype:
         return False
     vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if any(v is not None and v.requires_grad for v in vectors[2:]):
+        return False
     kinds = {vector.dtype for vector in vectors if vector is not None}
     return (
         len(kinds) == 0
         or kinds == {dtype}
         or (kinds == {torch.float32} and dtype in (torch.bfloat16, torch.float16))
     )
+
+
+def _is_in_dtype(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether PyTorch computes a convolution of the gate with x's neighbours."""
+    return _autocasts(x.device.type) or conv.weight.dtype == x.dtype
 
 
 def _is_plain(leaf: nn.Module) -> bool:
