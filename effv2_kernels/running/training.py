@@ -130,11 +130,7 @@ class _Block(torch.autograd.Function):
         ctx.call = call
         ctx.parameters = len(parameters)
         ctx.frozen = [i for i in range(call.convs) if parameters[SLOTS * i + 4] is not None]
-        # Not the running statistics, which may move before the backward: they are in what is kept.
-        # Nor the values of biases and betas, which may change too: only what they are like.
-        saved = [p if _is_read(i, call.convs) else _outline(p) for i, p in enumerate(parameters)]
-        for i in ctx.frozen:
-            saved[SLOTS * i + 4 : SLOTS * i + 6] = None, None
+        saved = [_saved(p, i, call.convs) for i, p in enumerate(parameters)]
         ctx.save_for_backward(x, mask, *saved, *kept)
         ctx.set_materialize_grads(False)
         if move is not None:
@@ -148,7 +144,7 @@ class _Block(torch.autograd.Function):
         if grad is None:
             return nothing
         x, mask, *rest = ctx.saved_tensors
-        parameters, kept = rest[: ctx.parameters], rest[ctx.parameters :]
+        parameters, kept = list(rest[: ctx.parameters]), rest[ctx.parameters :]
         for i in ctx.frozen:
             mean, variance, *_ = kept[2 * i + 1]
             parameters[SLOTS * i + 4 : SLOTS * i + 6] = mean, variance
@@ -178,14 +174,17 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _is_read(slot: int, convs: int) -> bool:
-    """Whether the backward reads the values of a parameter: not of a bias or a beta."""
-    return slot % SLOTS not in (1, 3) if slot < SLOTS * convs else (slot - SLOTS * convs) % 2 == 0
-
-
-def _outline(parameter: Tensor | None) -> Tensor | None:
-    """The parameter's memory without its count of changes."""
-    return parameter if parameter is None or torch.compiler.is_compiling() else parameter.data
+def _saved(parameter: Tensor | None, slot: int, convs: int) -> Tensor | None:
+    """What the backward needs of a parameter. Not the running statistics, which may move before it:
+    they are in what is kept. Of a bias or a beta, which may change before it too, only what it is
+    like: its memory without its count of changes."""
+    if parameter is None or torch.compiler.is_compiling():
+        return None if slot < SLOTS * convs and slot % SLOTS >= 4 else parameter
+    if slot >= SLOTS * convs:  # of the gate: weight, bias, weight, bias
+        return parameter.data if (slot - SLOTS * convs) % 2 == 1 else parameter
+    if slot % SLOTS >= 4:
+        return None
+    return parameter.data if slot % SLOTS in (1, 3) else parameter
 
 
 def _parameters(part: ConvNorm) -> tuple[Tensor | None, ...]:
