@@ -45,6 +45,12 @@ def is_transformed() -> bool:
     )
 
 
+def is_one_of_many(gradient: torch.Tensor) -> bool:
+    """Whether it stands for several at once (``is_grads_batched``), which only PyTorch's own
+    operators know."""
+    return torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def is_watched() -> bool:
     """Whether a profiler or a dispatch mode is to see which ops run."""
     return torch.autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0

@@ -17,6 +17,16 @@ _SURE = 0.6
 # That calibrate: the last maps have few pixels, and statistics of few samples make a network that
 # blows up on the next image.
 _IMAGES = 32
+# Deep and wide relatives of models that are in the family: the same blocks, only more of them.
+_LARGER = ("_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "_xl", "v2_l", "v2_m", "rw_m", "_cc_b1")
+
+
+def timm_family() -> list[str]:
+    """The names of timm's models that are made of EfficientNet's blocks."""
+    import timm  # an extra
+
+    family = timm.list_models(module="efficientnet") + timm.list_models(module="mobilenetv3")
+    return sorted({name for name in family if not any(part in name for part in _LARGER)})
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:

@@ -42,6 +42,7 @@ def test_each_does_what_it_is_used_for() -> None:
         torch.ones(2) + 1
     with torch.autocast("cpu", torch.bfloat16), _torch.below_autocast("CPU")():
         assert torch.nn.functional.linear(x, torch.randn(4, 3)).dtype == torch.float32
+    assert not _torch.is_one_of_many(x)
     assert _torch.onednn_enabled() == torch.backends.mkldnn.enabled
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert any(_torch.GLOBAL_HOOKS)

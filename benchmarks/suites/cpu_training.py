@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from effv2_kernels.measuring.timing import paired_ratio, quantiles
+from effv2_kernels.measuring.timing import Quantiles, paired_ratio, quantiles
 
 from .. import measure, results
 from ..catalogue import Entry, find
@@ -46,14 +46,7 @@ def cpu_train(options: Options) -> Iterator[list[Row]]:
 
 
 def _peaks(entry: Entry, resolution: int, batch: int, dtype: str) -> Iterator[Row]:
-    make = results.maker(
-        _CPU,
-        suite="cpu_train",
-        case=f"{entry.library} {entry.name}",
-        batch=batch,
-        resolution=resolution,
-        dtype=dtype,
-    )
+    make = _row(entry, resolution, batch, dtype)
     for impl in IMPLS:
         peak = peak_memory(impl, entry.name, entry.library, resolution, batch, dtype)
         yield make(impl, "peak_resident", "MB", quantiles([peak]))
@@ -74,14 +67,7 @@ def _rows(
         monitor = Monitor() if options.quiet else None
         found = _interleaved(steps, options.rounds or _ROUNDS, monitor)
         # Made here, where the number of threads is what was measured.
-        make = results.maker(
-            _CPU,
-            suite="cpu_train",
-            case=f"{entry.library} {entry.name}",
-            batch=batch,
-            resolution=resolution,
-            dtype=dtype,
-        )
+        make = _row(entry, resolution, batch, dtype)
     for i, clock in enumerate(("step", "process")):
         for impl, samples in found.items():
             yield make(impl, f"{clock}_ms", "ms", quantiles(1e3 * one[i] for one in samples))
@@ -89,6 +75,19 @@ def _rows(
         ratio = paired_ratio(*pair)
         suffix = "" if clock == "step" else "_process"
         yield make("effv2", f"speedup{suffix}_vs_eager_nhwc", "x", ratio)
+
+
+def _row(
+    entry: Entry, resolution: int, batch: int, dtype: str
+) -> Callable[[str, str, str, Quantiles], Row]:
+    return results.maker(
+        _CPU,
+        suite="cpu_train",
+        case=f"{entry.library} {entry.name}",
+        batch=batch,
+        resolution=resolution,
+        dtype=dtype,
+    )
 
 
 def _interleaved(

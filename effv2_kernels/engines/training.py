@@ -156,6 +156,7 @@ def backward(
         to_input = deeper or (gate_is_next and any(of_parameters[4 * len(stages) :]))
         to_conv = to_input or any(of_parameters[own][:2])
         out = (d if ours else torch.empty_like(d)) if to_conv else None
+        of_read = None
         norm = coefficients, stage.gamma, stage.act
         batch = not stage.frozen
         if i == last - 1 and chain.gate is not None:
@@ -171,17 +172,17 @@ def backward(
         # Of their own: what an op returns may not share memory.
         found: list[Tensor | None] = [None, None, *map(torch.clone, of_affine)]
         if out is not None:
-            d, ours = out, True
             asked = to_input, of_parameters[own][0]
             if of_parameters[own][1]:
-                found[1] = d.sum((0, 2, 3), dtype=wide_dtype(d))
+                found[1] = out.sum((0, 2, 3), dtype=wide_dtype(out))
             read = _input if asked[1] else _as_input
-            d, found[0] = convolutions.backward(  # type: ignore[assignment]
-                d, read(over, x, chain, kept, i), stage.weight, stage.stride, stage.padding, asked
+            of_read, found[0] = convolutions.backward(
+                out, read(over, x, chain, kept, i), stage.weight, stage.stride, stage.padding, asked
             )
         gradients[own] = found
-        if not to_input:
+        if not to_input or of_read is None:
             break
+        d, ours = of_read, True
     given = [
         g if g is None or p is None else convolutions.like(p, g)
         for g, p in zip(gradients, chain.parameters, strict=True)

@@ -23,7 +23,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 # The same ops for whoever asks for Triton by name: there it runs also what has another kernel.
 TRITON_NAMESPACE = "effv2_triton"
 TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "DEF")
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
 def register(op: Op) -> None:
@@ -53,7 +53,7 @@ if TRITON_INTERPRETED:
 def _define(library: torch.library.Library, op: Op) -> str:
     """What an op has whatever runs it: its schema, fake, autograd, vmap and autocast."""
     qualified = f"{library.ns}::{op.name}"
-    library.define(op.schema, tags=_TAGS)
+    library.define(op.schema, tags=TAGS)
     torch.library.register_fake(qualified, _after(op.check, op.fake), lib=library)
     _register_autograd(library, qualified, op.aten)
     _register_vmap(library, qualified)

@@ -27,9 +27,8 @@ from ..engines import training
 from ..engines.passes.aten import wide_dtype
 from ..engines.training import Chain, Kept, Stage
 from . import _contract
-from ._library import LIBRARY
+from ._library import LIBRARY, TAGS
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _past_autocast = below_autocast("CPU")
 #: Stride and padding of a 1x1 convolution.
 POINTWISE = (1, 1), (0, 0, 0, 0)
@@ -113,7 +112,7 @@ def register(op: TrainingOp) -> None:
         (op.backward_schema, op.cpu_backward, op.fake_backward),
     ):
         name = schema.partition("(")[0]
-        LIBRARY.define(schema, tags=_TAGS)
+        LIBRARY.define(schema, tags=TAGS)
         LIBRARY.impl(name, run, "CPU")
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", fake, lib=LIBRARY)
 

@@ -42,7 +42,7 @@ DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU
 
 _DEVICES = ("cpu", "cuda", "meta")
 _MOST_SHAPES = 64
-_PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
+PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class BlockRunner:
@@ -73,7 +73,7 @@ class BlockRunner:
         if torch.compiler.is_compiling():
             return self._unchanged() and self.watch.traced() and self._dtype_agrees(x)
         return (
-            type(x) in _PLAIN_TENSORS
+            type(x) in PLAIN_TENSORS
             and not is_transformed()
             and (look_for(self) is not None or self.watch.unchanged())
             and self._dtype_agrees(x)

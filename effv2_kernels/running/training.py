@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import FakeTensor, is_exporting, is_transformed
+from .._torch import is_exporting, is_one_of_many, is_transformed
 from ..blocks import Block, ConvNorm, convs_of, gates_of, leaves_of, plus_input, se_of
 from ..engines import aten
+from .inference import PLAIN_TENSORS, autocasts
 from .structure import Watch
 from .training_calls import CALLS, SLOTS, Call
-
-_PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class BlockTrainer:
@@ -40,7 +39,7 @@ class BlockTrainer:
         if torch.compiler.is_compiling():
             return self._unchanged() and self.watch.has_its_children() and self._fits(x)
         return (
-            type(x) in _PLAIN_TENSORS
+            type(x) in PLAIN_TENSORS
             and not is_transformed()
             and self.watch.unchanged_in_training()
             and all(map(_is_plain, self.leaves))
@@ -78,7 +77,7 @@ class BlockTrainer:
     def run(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) in any memory format -> (N, O, H', W'), channels_last."""
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if _autocasts(device) else x.dtype
+        dtype = torch.get_autocast_dtype(device) if autocasts(device) else x.dtype
         if x.dtype == dtype:
             return self._apply(self.block, x)
         y = self._apply(self.branch, x.to(dtype))
@@ -143,6 +142,11 @@ class _Block(torch.autograd.Function):
         nothing = (None,) * (4 + ctx.parameters)
         if grad is None:
             return nothing
+        if not torch.compiler.is_compiling() and is_one_of_many(grad):
+            raise RuntimeError(
+                "effv2's training ops take one gradient at a time, not is_grads_batched: "
+                "patch(model, training=False), or unpatch(model), for that"
+            )
         x, mask, *rest = ctx.saved_tensors
         parameters, kept = list(rest[: ctx.parameters]), rest[ctx.parameters :]
         for i in ctx.frozen:
@@ -210,7 +214,7 @@ def _agrees(part: ConvNorm, x: Tensor) -> bool:
     if weight.device != x.device:
         return False
     dtype = x.dtype
-    if _autocasts(x.device.type):
+    if autocasts(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         if torch.float64 in (weight.dtype, x.dtype):
             return False
@@ -229,13 +233,13 @@ def _agrees(part: ConvNorm, x: Tensor) -> bool:
 
 def _is_in_dtype(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether PyTorch computes a convolution of the gate with x's neighbours."""
-    return _autocasts(x.device.type) or conv.weight.dtype == x.dtype
+    return autocasts(x.device.type) or conv.weight.dtype == x.dtype
 
 
 def _is_plain(leaf: nn.Module) -> bool:
     """Whether its tensors are no subclass's, which may compute otherwise."""
     own = (*leaf._parameters.values(), *leaf._buffers.values())
-    return all(tensor is None or type(tensor) in _PLAIN_TENSORS for tensor in own)
+    return all(tensor is None or type(tensor) in PLAIN_TENSORS for tensor in own)
 
 
 def _drop_path(block: Block, x: Tensor) -> Tensor | None:
@@ -254,7 +258,3 @@ def _towards(running: Tensor, found: Tensor, share: float) -> None:
         running.lerp_(found, share)
     else:
         running.copy_(torch.lerp(running.to(found.dtype), found, share))
-
-
-def _autocasts(device: str) -> bool:
-    return torch.is_autocast_enabled(device)

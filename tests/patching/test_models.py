@@ -10,15 +10,19 @@ from torch import nn
 
 import effv2_kernels as ek
 import python_ref
-from tests.support import assert_as_close_over, draws, in_float64, randomise, relative_error
+from tests.support import (
+    assert_as_close_over,
+    draws,
+    in_float64,
+    randomise,
+    relative_error,
+    timm_family,
+)
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 models = pytest.importorskip("torchvision.models", reason="torchvision is an extra")
 
-# Deep and wide relatives of models that are in the list: the same blocks, only more of them.
-_LARGER = ("_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "_xl", "v2_l", "v2_m", "rw_m", "_cc_b1")
-_FAMILY = timm.list_models(module="efficientnet") + timm.list_models(module="mobilenetv3")
-TIMM_MODELS = sorted({n for n in _FAMILY if not any(part in n for part in _LARGER)})
+TIMM_MODELS = timm_family()
 TORCHVISION_MODELS = ("efficientnet_b0", "efficientnet_b3", "efficientnet_b5", "efficientnet_v2_s")
 
 

@@ -11,16 +11,13 @@ from torch import nn
 
 import effv2_kernels as ek
 import python_ref
-from tests.support import randomise
+from tests.support import randomise, timm_family
 from tests.training.compare import assert_right, errors, step
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 models = pytest.importorskip("torchvision.models", reason="torchvision is an extra")
 
-# Deep and wide relatives of models that are in the list, and the same weights of other recipes.
-_LARGER = ("_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "_xl", "v2_l", "v2_m", "rw_m", "_cc_b1")
-_FAMILY = timm.list_models(module="efficientnet") + timm.list_models(module="mobilenetv3")
-TIMM_MODELS = sorted({n for n in _FAMILY if not any(part in n for part in _LARGER)})
+TIMM_MODELS = timm_family()
 CLASSES = 10
 WHOLE = {
     "timm V2-S": partial(timm.create_model, "tf_efficientnetv2_s", num_classes=CLASSES),
