@@ -111,6 +111,18 @@ Activation checked_activation(const char* op, const char* argument, const std::s
   fail(op, argument, " must be one of ", names, ", found \"", name, "\"");
 }
 
+// Of a convolution; the CUDA kernels and those of the CPU each have their own type.
+template <typename Activation>
+Activation checked_act(const char* op, const std::string& act) {
+  return checked_activation<Activation>(op, "act", act,
+                                        {{"none", Activation::kNone},
+                                         {"silu", Activation::kSilu},
+                                         {"relu", Activation::kRelu},
+                                         {"relu6", Activation::kRelu6},
+                                         {"hardswish", Activation::kHardswish},
+                                         {"gelu", Activation::kGelu}});
+}
+
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes.begin(), sizes.size());
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,

@@ -17,16 +17,6 @@ namespace {
 
 using Integers = std::vector<int64_t>;
 
-Activation checked_act(const char* op, const std::string& act) {
-  return checked_activation<Activation>(op, "act", act,
-                                        {{"none", Activation::kNone},
-                                         {"silu", Activation::kSilu},
-                                         {"relu", Activation::kRelu},
-                                         {"relu6", Activation::kRelu6},
-                                         {"hardswish", Activation::kHardswish},
-                                         {"gelu", Activation::kGelu}});
-}
-
 void check_channels_last(const char* op, const Argument& map) {
   const Tensor& tensor = map.tensor;
   if (tensor.dim() != 4) fail(op, map.name, " must be (N, C, H, W), found ", shape_text(tensor));
@@ -173,7 +163,7 @@ std::tuple<Tensor, Tensor> depthwise_bias_act(const Tensor& x, const Tensor& wei
   const Scaling scaling = {"", weight, bias, norm};
   params.norm = checked_norm(kOp, scaling, eps);
   const Window window = checked_window(kOp, weight.size(2), x, stride, padding);
-  params.act = checked_act(kOp, act);
+  params.act = checked_act<Activation>(kOp, act);
   check_launch_choice(kOp, launch, 4, 1);
   check_device(kOp, {{"x", x}, {"weight", weight}});
   check_norm_device(kOp, x, scaling);
@@ -243,7 +233,7 @@ std::tuple<Tensor, Tensor> expand_depthwise(
                                      depthwise_norm};
   params.depthwise_norm = checked_norm(kOp, depthwise_scaling, depthwise_eps);
   const Window window = checked_window(kOp, depthwise_weight.size(2), x, stride, padding);
-  params.act = checked_act(kOp, act);
+  params.act = checked_act<Activation>(kOp, act);
   check_launch_choice(kOp, launch, 5);
   const std::initializer_list<Argument> arguments = {
       {"x", x}, {"expand_weight", expand_weight}, {"depthwise_weight", depthwise_weight}};
@@ -318,7 +308,7 @@ Tensor stem(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   params.norm = checked_norm(kOp, scaling, eps);
   const Window window = checked_window(kOp, 3, x, stride, padding);
   if (window.stride != 2) fail(kOp, "stride must be (2, 2)");
-  params.act = checked_act(kOp, act);
+  params.act = checked_act<Activation>(kOp, act);
   check_device(kOp, {{"x", x}, {"weight", weight}});
   check_norm_device(kOp, x, scaling);
 

@@ -14,147 +14,12 @@
 //   gated_sums       grad, y                        (5, N, C)
 //   gated_backward   grad, y if there is an out     (2, C), out
 
-#include "../checks.h"
-#include "plan.h"
+#include "arguments.h"
 
 namespace effv2::cpu {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
-
-// use(T()) with the type of the elements of y, which was checked.
-template <typename Use>
-auto with_elements(const Tensor& y, const Use& use) {
-  switch (y.scalar_type()) {
-    case ScalarType::Float:
-      return use(float());
-    case ScalarType::BFloat16:
-      return use(BFloat16());
-    default:
-      return use(double());
-  }
-}
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <typename T>
-const T* read(const MaybeTensor& tensor) {
-  return tensor ? read<T>(*tensor) : nullptr;
-}
-template <typename T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <typename T>
-T* write(const MaybeTensor& tensor) {
-  return tensor ? write<T>(*tensor) : nullptr;
-}
-
-ScalarType wide_of(const Tensor& map) {
-  return map.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_dtype(const char* op, const Argument& argument, ScalarType dtype) {
-  if (argument.tensor.scalar_type() != dtype) {
-    fail(op, argument.name, " must be ", torch::headeronly::toString(dtype), ", found ",
-         torch::headeronly::toString(argument.tensor.scalar_type()));
-  }
-}
-
-void check_vector(const char* op, const Argument& argument, ScalarType dtype,
-                  std::initializer_list<Axis> axes) {
-  check_shape(op, argument, axes);
-  check_dtype(op, argument, dtype);
-  check_contiguous(op, {argument});
-}
-
-void check_map(const char* op, const Argument& map) {
-  const Tensor& tensor = map.tensor;
-  if (tensor.dim() != 4) fail(op, map.name, " must be (N, C, H, W), found ", shape_text(tensor));
-  if (tensor.numel() > 0 && !is_channels_last(tensor)) {
-    fail(op, map.name, " must be dense channels_last, found other strides for ",
-         shape_text(tensor));
-  }
-}
-
-void check_map_like(const char* op, const Argument& map, const Tensor& y) {
-  check_shape(op, map, {{"N", y.size(0)}, {"C", y.size(1)}, {"H", y.size(2)}, {"W", y.size(3)}});
-  check_dtype(op, map, y.scalar_type());
-  check_map(op, map);
-}
-
-void check_y(const char* op, const Tensor& y) {
-  const ScalarType dtype = y.scalar_type();
-  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Double) {
-    fail(op, "y must be float32, bfloat16 or float64, found ", torch::headeronly::toString(dtype));
-  }
-  check_map(op, {"y", y});
-}
-
-void check_normed(const char* op, const Tensor& y, const Tensor& coefficients) {
-  check_y(op, y);
-  check_vector(op, {"coefficients", coefficients}, wide_of(y), {{"5", 5}, {"C", y.size(1)}});
-}
-
-void check_out(const char* op, const MaybeTensor& out, const Tensor& y) {
-  if (!out) return;
-  check_map_like(op, {"out", *out}, y);
-  if (y.numel() > 0 && out->const_data_ptr() == y.const_data_ptr()) {
-    fail(op, "out must not be y, which is read after out was written");
-  }
-}
-
-Activation checked_act(const char* op, const std::string& act) {
-  return checked_activation<Activation>(op, "act", act,
-                                        {{"none", Activation::kNone},
-                                         {"silu", Activation::kSilu},
-                                         {"relu", Activation::kRelu},
-                                         {"relu6", Activation::kRelu6},
-                                         {"hardswish", Activation::kHardswish},
-                                         {"gelu", Activation::kGelu}});
-}
-
-// Whether an activation's slope costs more than to write a map and read it again.
-bool is_costly(Activation act) {
-  return act == Activation::kSilu || act == Activation::kGelu;
-}
-
-Plan plan_of(const Tensor& y, bool by_image) {
-  return Plan(y.size(0), y.size(2) * y.size(3), y.size(1), by_image);
-}
-
-enum Row { kMean, kVariance, kRstd, kScale, kShift, kRows };
-
-// The coefficients as the kernels take them.
-template <typename W>
-class NormVectors {
- public:
-  NormVectors(const Plan& plan, const Tensor& coefficients) : vectors_(plan, 3) {
-    const W* from = read<W>(coefficients);
-    const Row rows[] = {kMean, kScale, kShift};
-    for (int64_t i = 0; i < 3; ++i) {
-      const W* row = from + rows[i] * plan.channels;
-      vectors_.set(i, [&](int64_t channel) { return row[channel]; });
-    }
-  }
-
-  Norm<W> at(const Chunk& chunk) const {
-    return {vectors_.at(0, chunk), vectors_.at(1, chunk), vectors_.at(2, chunk)};
-  }
-
- private:
-  Repeated<W> vectors_;
-};
-
-// Into `to`: the vector of an image, value(channel), as the kernels take it.
-template <typename W, typename Value>
-const W* image_vector(const Plan& plan, const Chunk& chunk, W* to, const Value& value) {
-  for (int64_t i = 0; i < chunk.channels; ++i) to[i] = value(chunk.first_channel + i);
-  repeat_vector(to, chunk.channels, std::min(plan.repeat, chunk.pixels));
-  return to;
-}
 
 // The statistics of y: (mean, sum of squared deviations), of C channels each. A chunk's squares are
 // about its mean, and what that one misses of the mean is made good for.
@@ -241,7 +106,7 @@ Tensor bn_act(const Tensor& y, const Tensor& coefficients, const std::string& ac
               const MaybeTensor& gate, const MaybeTensor& mask, const MaybeTensor& residual) {
   constexpr const char* kOp = "bn_act";
   check_normed(kOp, y, coefficients);
-  const Activation activation = checked_act(kOp, act);
+  const Activation activation = checked_act<Activation>(kOp, act);
   const int64_t images = y.size(0), channels = y.size(1);
   const ScalarType dtype = y.scalar_type();
   if (gate) check_vector(kOp, {"gate", *gate}, dtype, {{"N", images}, {"C", channels}});
@@ -276,7 +141,7 @@ Tensor bn_act(const Tensor& y, const Tensor& coefficients, const std::string& ac
 Tensor act_mean(const Tensor& y, const Tensor& coefficients, const std::string& act) {
   constexpr const char* kOp = "act_mean";
   check_normed(kOp, y, coefficients);
-  const Activation activation = checked_act(kOp, act);
+  const Activation activation = checked_act<Activation>(kOp, act);
   return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
@@ -340,7 +205,7 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffi
   constexpr const char* kOp = "bn_act_backward";
   check_normed(kOp, y, coefficients);
   check_map_like(kOp, {"grad", grad}, y);
-  const Activation activation = checked_act(kOp, act);
+  const Activation activation = checked_act<Activation>(kOp, act);
   if (mask) check_vector(kOp, {"mask", *mask}, y.scalar_type(), {{"N", y.size(0)}});
   check_out(kOp, out, y);
   return with_elements(y, [&](auto element) {
@@ -403,7 +268,7 @@ Tensor gated_sums(const Tensor& grad, const Tensor& y, const Tensor& coefficient
   constexpr int64_t kSums = 5;
   check_normed(kOp, y, coefficients);
   check_map_like(kOp, {"grad", grad}, y);
-  const Activation activation = checked_act(kOp, act);
+  const Activation activation = checked_act<Activation>(kOp, act);
   return with_elements(y, [&](auto element) {
     using T = decltype(element);
     using W = Wide<T>;
@@ -438,7 +303,7 @@ Tensor gated_backward(const Tensor& grad, const Tensor& y, const Tensor& coeffic
   constexpr const char* kOp = "gated_backward";
   check_normed(kOp, y, coefficients);
   check_map_like(kOp, {"grad", grad}, y);
-  const Activation activation = checked_act(kOp, act);
+  const Activation activation = checked_act<Activation>(kOp, act);
   const int64_t images = y.size(0), channels = y.size(1);
   check_vector(kOp, {"sums", sums}, wide_of(y), {{"5", 5}, {"N", images}, {"C", channels}});
   check_vector(kOp, {"gate", gate}, y.scalar_type(), {{"N", images}, {"C", channels}});
