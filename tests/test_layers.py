@@ -33,6 +33,7 @@ LAYERS = (
 KNOW_THE_REFERENCE = {
     "adapters/python_ref.py",  # its one foreign library, as others know timm
     "measuring/networks.py",  # builds networks, and what they are held against
+    "cli/train.py",  # gives the recipe the kernels that it does not know
     "cli/tune.py",  # tunes for the networks of python_ref, by their names
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m effv2_kernels info | demo | tune``.
+"""The command line: ``python -m effv2_kernels info | demo | tune | train``.
 
 Nothing in the package imports this folder. A command imports what it needs when it runs, so that
 ``info`` works where the demo's packages are missing.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from . import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,12 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _tune_arguments(tune)
+    training = commands.add_parser(
+        "train", help="the paper's recipe on a folder of images: progressive learning, patched"
+    )
+    train.arguments(training)
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         from . import info
 
         print(info.text())
         return 0
+    if arguments.command == "train":
+        return train.run(arguments)
     if arguments.command == "tune":
         from . import tune as tune_command
 
