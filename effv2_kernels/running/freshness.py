@@ -19,9 +19,12 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
+from .._torch import FakeTensor
 from .sequences import Weights
 
 _LEAST_SAMPLE = 1024
+#: Any other class may compute otherwise, or hold only a part of the numbers (FSDP's).
+PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class Stamp:
@@ -41,8 +44,7 @@ class Stamp:
         # Holding the storages keeps a freed address from coming back as another tensor's.
         self._held = [t.detach() for t in self._tensors]
         every = _tensors((*self._convs, *self._norms))
-        # Tensors made under inference_mode have no version counter: their changes leave no trace.
-        self.cacheable = all(t.is_cpu and not t.is_inference() and _dense(t) for t in every)
+        self.cacheable = all(map(_can_be_looked_at, every))
         self._versions = _versions(self._tensors) if self.cacheable else []
         self._addresses = _addresses(self._tensors)
         folded = _tensors(conv for conv in self._convs if conv not in unfolded)
@@ -111,6 +113,12 @@ def _addresses(tensors: Iterable[Tensor]) -> list[int]:
 
 def _eps(norms: Iterable[nn.BatchNorm2d]) -> list[float]:
     return [norm.eps for norm in norms]
+
+
+def _can_be_looked_at(tensor: Tensor) -> bool:
+    # Tensors made under inference_mode have no version counter: their changes leave no trace.
+    plain = type(tensor) in PLAIN_TENSORS and tensor.is_cpu and not tensor.is_inference()
+    return plain and _dense(tensor)
 
 
 def _dense(tensor: Tensor) -> bool:

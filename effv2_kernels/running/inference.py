@@ -20,6 +20,7 @@ from .._torch import FakeTensor, below_autograd, is_exporting, is_transformed, i
 from ..blocks import Block, leaves_of, plus_input
 from ..engines import onednn
 from .folding import FoldedWeights, fold
+from .freshness import PLAIN_TENSORS
 from .live import Parts, live
 from .look import Look, look_for
 from .sequences import SEQUENCES, Sequence, Weights
@@ -42,7 +43,6 @@ DIRECT = SimpleNamespace(**{name: SimpleNamespace(default=f) for name, f in _CPU
 
 _DEVICES = ("cpu", "cuda", "meta")
 _MOST_SHAPES = 64
-PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 
 class BlockRunner:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .._torch import is_exporting, is_one_of_many, is_transformed
 from ..blocks import Block, ConvNorm, convs_of, gates_of, leaves_of, plus_input, se_of
 from ..engines import aten
-from .inference import PLAIN_TENSORS, autocasts
+from .freshness import PLAIN_TENSORS
+from .inference import autocasts
 from .structure import Watch
 from .training_calls import CALLS, SLOTS, Call
 

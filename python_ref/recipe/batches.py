@@ -112,12 +112,19 @@ def mix(
     )
     pairs = [(image.permute(2, 0, 1), row) for row, image in enumerate(images[:even])]
     mixed, weights = collate(pairs)
-    kept = weights.diagonal().unsqueeze(1)
-    soft = kept * targets[:even] + (1 - kept) * targets[:even].flip(0)
+    soft = keep_and_mix(weights, targets)
     if even == len(images):
         return mixed, soft
     last = images[-1].permute(2, 0, 1).unsqueeze(0)
-    return torch.cat([mixed, last]), torch.cat([soft, targets[-1:]])
+    return torch.cat([mixed, last]), soft
+
+
+def keep_and_mix(weights: Tensor, targets: Tensor) -> Tensor:
+    """The targets of a batch that timm mixed, of whose images row i of ``weights`` (m, m) says how
+    they are made of the first m ones. Those after them stay."""
+    first, rest = targets[: len(weights)], targets[len(weights) :]
+    kept = weights.diagonal().unsqueeze(1)
+    return torch.cat([kept * first + (1 - kept) * first.flip(0), rest])
 
 
 def seed_mixing(seed: int) -> None:

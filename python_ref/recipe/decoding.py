@@ -19,7 +19,7 @@ with extra():
     from torchvision.transforms.v2 import InterpolationMode, functional
 
 Interpolation = Literal["bilinear", "bicubic"]
-Decoder = Literal["pil", "tv"]
+Decoder = Literal["pil", "tv", "dali"]
 #: Left, top, width, height, in pixels.
 Box = tuple[int, int, int, int]
 #: What the libraries raise for data that is no image, or half of one.
@@ -77,26 +77,24 @@ def _decode_with_pil(
     encoded: bytes | Image.Image, choose: Callable[[int, int], Box], size: int
 ) -> tuple[Tensor, Box]:
     """The image, perhaps smaller than it is, and the box in it."""
-    image = Image.open(io.BytesIO(encoded)) if isinstance(encoded, bytes) else encoded.copy()
-    full = image.size
+    image = Image.open(io.BytesIO(encoded)) if isinstance(encoded, bytes) else encoded
+    width, height = image.size
     sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= _SIDEWAYS
-    box = choose(*(reversed(full) if sideways else full))
-    reduction = max(1, min(box[2:]) // size)
-    image.draft(None, (full[0] // reduction, full[1] // reduction))
-    across, down = image.width / full[0], image.height / full[1]
+    box = choose(height, width) if sideways else choose(width, height)
+    wanted = max(1, min(box[2:]) // size)
+    image.draft(None, (width // wanted, height // wanted))
+    reduction = round(width / image.width)
     image = _as_rgb(image)
     ImageOps.exif_transpose(image, in_place=True)
-    if sideways:
-        across, down = down, across
-    left, width = _scaled(box[0], box[2], across, image.width)
-    top, height = _scaled(box[1], box[3], down, image.height)
-    return functional.pil_to_tensor(image), (left, top, width, height)
+    left, across = _reduced(box[0], box[2], reduction, image.width)
+    top, down = _reduced(box[1], box[3], reduction, image.height)
+    return functional.pil_to_tensor(image), (left, top, across, down)
 
 
-def _scaled(begin: int, length: int, scale: float, limit: int) -> tuple[int, int]:
-    """A range of pixels in an image of another scale, at least one long."""
-    begin = min(round(begin * scale), limit - 1)
-    return begin, max(1, min(round(length * scale), limit - begin))
+def _reduced(begin: int, length: int, reduction: int, limit: int) -> tuple[int, int]:
+    """A range of pixels in an image that is smaller by ``reduction``, at least one long."""
+    begin = min(round(begin / reduction), limit - 1)
+    return begin, max(1, min(round(length / reduction), limit - begin))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -41,7 +41,9 @@ class Learner:
     ) -> None:
         self.recipe, self.group = recipe, group
         self._dropout = take_over(model)
-        self.model = model.to(group.device, memory_format=torch.channels_last).train()
+        # FSDP cuts contiguous weights only.
+        layout = torch.contiguous_format if recipe.fsdp else torch.channels_last
+        self.model = model.to(group.device, memory_format=layout).train()
         if prepare is not None:
             prepare(self.model)
         if recipe.fsdp:

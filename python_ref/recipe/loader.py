@@ -6,11 +6,13 @@ stage needs no new loader.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from .batches import Batch, Broken, class_numbers, mix, probabilities, seed_mixi
 from .decoding import UNREADABLE
 from .draws import Draw
 from .errors import RecipeError
+from .normalise import Normalise, Statistics
 from .schedule import Schedule
 from .sources import Source
 from .transforms import (
@@ -31,15 +34,23 @@ from .transforms import (
     validation_image,
 )
 
-__all__ = ["Batch", "Broken", "Loader", "Normalise", "evaluation_loader", "training_loader"]
+if TYPE_CHECKING:
+    from PIL import Image
 
-Statistics = Literal["half", "imagenet"]
+    from .dali import DaliLoader
+
+__all__ = [
+    "Batch",
+    "Broken",
+    "Loader",
+    "Normalise",
+    "Statistics",
+    "evaluation_loader",
+    "training_loader",
+]
+
+_Read = TypeVar("_Read")
 _TRIES = 100  # images in a row that cannot be read
-_GRACE = 60  # seconds that a worker goes on after a SIGTERM
-_MEAN_AND_DEVIATION = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 
 def training_loader(
@@ -52,7 +63,7 @@ def training_loader(
     workers: int = 0,
     pin: bool = False,
     prefetch: int = 4,
-) -> Loader:
+) -> Loader | DaliLoader:
     """A batch for every list of draws, which must be of one stage; the same draws make the same
     batch, whatever was made before and by whichever worker.
 
@@ -60,6 +71,10 @@ def training_loader(
     makes ahead. An image that cannot be read is replaced by the next of the source that can, and
     named in the batch. Raises RecipeError, also while it is iterated.
     """
+    if making.decoder == "dali":
+        from .dali import dali_loader
+
+        return dali_loader(source, schedule, making, batches, smoothing, workers, prefetch)
     dataset = _TrainingBatches(source, schedule, making, smoothing)
     return Loader(dataset, batches, workers, pin, prefetch)
 
@@ -126,6 +141,11 @@ class Loader:
         self.close()
 
     def close(self) -> None:
+        # Not left to the garbage collector: it finalises the queues first, by which workers are
+        # told to end.
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
         self._loader = None
 
 
@@ -161,21 +181,28 @@ class _TrainingBatches(Dataset):
         return Batch(*mix(images, targets, strength), broken=tuple(broken))
 
     def _image(self, draw: Draw, broken: list[str]) -> tuple[Tensor, tuple[int, ...]]:
-        """The image of a draw, or the next one that can be read, and its labels."""
         make = self.images[draw.stage]
-        for index in range(draw.index, draw.index + _TRIES):
-            index %= len(self.source)
-            seed_everything(draw.seed)
-            try:
-                square = make.cut(self.source.read(index))
-            except UNREADABLE as error:
-                broken.append(_named(self.source, index, error))
-                continue
-            try:
-                return make.finish(square), self.source.labels(index)
-            except Exception as error:
-                raise RuntimeError(_named(self.source, index, error)) from error
-        raise RecipeError(f"{_TRIES} images in a row cannot be read, the last one {broken[-1]}")
+        index, square = first_readable(self.source, draw, make.cut, broken)
+        try:
+            return make.finish(square), self.source.labels(index)
+        except Exception as error:
+            raise RuntimeError(_named(self.source, index, error)) from error
+
+
+def first_readable(
+    source: Source, draw: Draw, read: Callable[[bytes | Image.Image], _Read], broken: list[str]
+) -> tuple[int, _Read]:
+    """The position and what ``read`` makes, from the random numbers of ``draw``, of its image, or
+    of the next one of the source for which that raises none of UNREADABLE. Names the others in
+    ``broken``. Raises RecipeError after ``_TRIES`` of them."""
+    for index in range(draw.index, draw.index + _TRIES):
+        index %= len(source)
+        seed_everything(draw.seed)
+        try:
+            return index, read(source.read(index))
+        except UNREADABLE as error:
+            broken.append(_named(source, index, error))
+    raise RecipeError(f"{_TRIES} images in a row cannot be read, the last one {broken[-1]}")
 
 
 class _ValidationBatches(Dataset):
@@ -202,35 +229,6 @@ class _ValidationBatches(Dataset):
         return Batch(pixels, targets, time.perf_counter() - begin, tuple(broken))
 
 
-class Normalise:
-    """(n, 3, size, size) uint8 from the CPU to a device, in ``dtype`` and the channels-last format,
-    as (pixel / 255 - mean) / standard deviation, computed on the device in float32.
-
-    statistics: ``"half"``, of S, M, L and XL, whose pixels become -1 to 1; ``"imagenet"``, of B0 to
-    B3 and of EfficientNet (V1).
-    """
-
-    def __init__(
-        self,
-        statistics: Statistics,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = True,
-    ) -> None:
-        mean, deviation = torch.tensor(_MEAN_AND_DEVIATION[statistics], dtype=torch.float64)
-        self.device, self.dtype = torch.device(device), dtype
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        shape = (3, 1, 1)
-        self._scale = (1 / (255 * deviation)).view(shape).to(self.device, torch.float32)
-        self._shift = (-mean / deviation).view(shape).to(self.device, torch.float32)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True)
-        out = torch.empty_like(images, dtype=self.dtype, memory_format=self.format)
-        # One pass: a kernel reads bytes and writes the normalised numbers.
-        return torch.addcmul(self._shift, images, self._scale, out=out)
-
-
 def _named(source: Source, index: int, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"{source.where(index)}: {reason}"
@@ -243,6 +241,13 @@ def _as_it_is(batch: Batch | RecipeError) -> Batch | RecipeError:
 
 def _leave_signals(worker: int) -> None:
     """A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) is for the main process, which
-    ends its workers once it has written a checkpoint; but no worker outlives a SIGTERM by long."""
+    ends its workers once it has written a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

@@ -103,7 +103,7 @@ class Trainer:
     def run(self) -> Result:
         """Trains from the step it is at to the last one, or to where it is told to stop. Raises
         RecipeError for a loss that is no number and for more broken images than are allowed."""
-        result, stage = Result(), -1
+        result, stage = Result(self.number >= self.stream.total_steps), -1
         deadline = _Deadline(self.recipe)
         self._looked = self.number
         with self.training_loader() as loader, self._validation_loader() as validation:

@@ -18,6 +18,9 @@ Decay = Literal["exponential", "cosine", "constant"]
 Precision = Literal["bf16", "fp16", "no"]
 Decoder = Literal["pil", "tv", "dali"]
 
+_NONE = Regularisation()
+_RATES = [f.name for f in fields(Regularisation)]
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -40,6 +43,10 @@ class Recipe:
     max_size: int | None = _option(None, "pixels of the last stage (preset: the network's)")
     size_multiple: int = _option(1, "sizes are rounded to multiples of it")
     adaptive: bool = _option(True, "regularisation grows with the size (table 13)")
+    magnitude: float | None = _option(None, "of RandAugment in the last stage (preset's)")
+    mixup: float | None = _option(None, "its alpha in the last stage (preset's)")
+    cutmix: float | None = _option(None, "its alpha in the last stage (preset's)")
+    dropout: float | None = _option(None, "before the classifier in the last stage (preset's)")
     random_resize: float | None = _option(None, "another random size every so many epochs")
     grow_batch: float = _option(1.0, "batches grow up to so many times while images are small")
 
@@ -74,8 +81,8 @@ class Recipe:
 
     # Data.
     validation: str | None = _option(None, "data to evaluate on, where DIR has none")
-    holdout: float = _option(
-        0.1, "share of DIR that is kept for evaluation where there is no other"
+    holdout: float | None = _option(
+        None, "share of DIR that is kept to evaluate on (0.1, where there is nothing else)"
     )
     multi_label: bool = _option(False, "images have several labels (ImageNet-21k)")
     loader: Decoder = _option("pil", "what decodes images")
@@ -195,11 +202,9 @@ def make_schedule(recipe: Recipe, network: str | None, size: int) -> Schedule:
             adaptive=recipe.adaptive,
             random_resize=recipe.random_resize,
             seed=recipe.seed,
+            **{name: value for name in _RATES if (value := getattr(recipe, name)) is not None},
         )
     return made.with_larger_batches(recipe.grow_batch)
-
-
-_NONE = Regularisation()
 
 
 def resolved(recipe: Recipe, images: int, *, world: int, cuda: bool, cores: int) -> Recipe:

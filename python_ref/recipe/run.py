@@ -149,7 +149,10 @@ def _data(recipe: Recipe, training: Source, validation: Source) -> Data:
         cutout=recipe.cutout,
         decoder=recipe.loader,
     )
-    size = recipe.test_size or models.evaluation_size(recipe.model)
+    size = models.evaluation_size(recipe.model)
+    if recipe.max_size is not None:  # as much larger than in training as the network's own is
+        size = round(size * recipe.max_size / models.training_size(recipe.model))
+    size = recipe.test_size or size
     return Data(training, validation, making, models.normalisation(recipe.model), rule, size)
 
 

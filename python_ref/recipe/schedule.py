@@ -287,11 +287,13 @@ def preset(
     adaptive: bool = True,
     random_resize: float | None = None,
     seed: int = 0,
+    **strong: float,
 ) -> Schedule:
     """The schedule of one of NETWORKS (``"s"`` or ``"efficientnetv2_s"``) on ImageNet-1k.
 
     stages, min_size (table 14) and max_size replace the preset's: four, or one for the paper's B0
-    to B3; the others as in ``progressive``. Raises RecipeError.
+    to B3. So does ``strong``, of the last stage's regularisation by its fields; no other stage's is
+    stronger. The others as in ``progressive``. Raises RecipeError.
     """
     short = network.removeprefix("efficientnetv2_")
     values = {"paper": _PAPER, "official": _OFFICIAL}[source].get(short)
@@ -299,10 +301,12 @@ def preset(
         raise RecipeError(f"no schedule for {network!r}: there is one for {', '.join(NETWORKS)}")
     last = max_size or values.sizes[1]
     first = min_size or min(values.sizes[0], last)
+    end = replace(values.strong, **strong)
+    begin = Regularisation(*map(min, astuple(values.weak), astuple(end)))
     return progressive(
         f"{short} ({source})",
         (first, last),
-        (values.weak, values.strong),
+        (begin, end),
         epochs,
         source=source,
         stages=(1 if first == last else 4) if stages is None else stages,
@@ -310,5 +314,5 @@ def preset(
         adaptive=adaptive,
         random_resize=random_resize,
         seed=seed,
-        policy=values.policy,
+        policy="randaugment" if "magnitude" in strong else values.policy,
     )

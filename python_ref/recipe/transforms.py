@@ -36,17 +36,18 @@ with extra():
 Rule = Literal["official", "legacy"]
 GREY = 128  # what augmentation fills in
 _SQUASHED = 320  # pixels: the official rule for validation images of this size and above
-_MARGIN = 32  # pixels that the central crop leaves off, of size + 32
+_SMALLEST = 128  # pixels: of the paper's first stage
+_MARGIN = 32  # pixels that the central crop leaves off, of size + 32, from 224 pixels on
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # The official sixteen operations, but for Cutout; timm gives them the official ranges.
-_OPERATIONS = (
+OPERATIONS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
     *("Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY"),
     *("TranslateX", "TranslateY"),
 )
-_FULL = 10.0  # RandAugment's magnitude that is called full strength
-_TRANSLATION = 100  # pixels at full strength, whatever the image's size
-_CUTOUT = 40  # pixels at full strength, from the centre to a side
+FULL = 10.0  # RandAugment's magnitude that is called full strength
+TRANSLATION = 100  # pixels at full strength, whatever the image's size
+CUTOUT = 40  # pixels at full strength, from the centre to a side
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class Making:
     cutout: bool = False
     decoder: Decoder = "pil"
 
+    def choose_box(self, width: int, height: int) -> Box:
+        """The part of an image that is shown, by PyTorch's random numbers."""
+        if not self.crop:
+            return whole_box(width, height)
+        return random_box(self.min_area, self.ratio, width, height)
+
 
 #: Of S, M, L and XL, and of B0 to B3 as of EfficientNet (V1).
 OFFICIAL = Making()
@@ -83,7 +90,7 @@ class TrainingImage:
     def __init__(self, making: Making, stage: Stage, policy: Policy) -> None:
         self.making, self.size = making, stage.size
         magnitude = stage.regularisation.magnitude
-        self.augment = augmentation(policy, magnitude, making.interpolation)
+        self.augment = augmentation(policy, magnitude, making.interpolation, stage.size)
         self.erase = v2.RandomErasing(making.erase, value=GREY, inplace=True)
 
     def __call__(self, encoded: bytes | Image.Image) -> Tensor:
@@ -93,8 +100,7 @@ class TrainingImage:
     def cut(self, encoded: bytes | Image.Image) -> Tensor:
         """The decoded square that the crop takes, (3, size, size) uint8."""
         make = self.making
-        choose = partial(_random_box, make.min_area, make.ratio) if make.crop else _whole
-        return cut(encoded, choose, self.size, make.interpolation, make.decoder)
+        return cut(encoded, make.choose_box, self.size, make.interpolation, make.decoder)
 
     def finish(self, square: Tensor) -> Tensor:
         if random.random() < self.making.flip:
@@ -116,35 +122,45 @@ def training_images(making: Making, schedule: Schedule) -> list[TrainingImage]:
 
 def validation_image(encoded: bytes | Image.Image, size: int, rule: Rule = "official") -> Tensor:
     """(size, size, 3) uint8, by the official rules for validation: below 320 pixels the central
-    crop of size / (size + 32) of the shorter side; from 320 on the whole image, squashed. rule:
-    ``"legacy"``, of B0 to B3 and of EfficientNet (V1), always crops, and interpolates bicubically.
-    Raises one of ``decoding.UNREADABLE`` for what is no image."""
+    crop of size / (size + 32) of the shorter side, at less than 224 that of 224; from 320 on the
+    whole image, squashed. rule: ``"legacy"``, of B0 to B3 and of EfficientNet (V1), always crops,
+    and interpolates bicubically. Raises one of ``decoding.UNREADABLE`` for what is no image."""
     legacy = rule == "legacy"
-    choose = partial(_central_box, size) if legacy or size < _SQUASHED else _whole
+    choose = partial(_central_box, size) if legacy or size < _SQUASHED else whole_box
     return cut(encoded, choose, size, "bicubic" if legacy else "bilinear").permute(1, 2, 0)
 
 
 def augmentation(
-    policy: Policy, magnitude: float, interpolation: Interpolation = "bilinear"
+    policy: Policy,
+    magnitude: float,
+    interpolation: Interpolation = "bilinear",
+    size: int = _SMALLEST,
 ) -> Callable[[Image.Image], Image.Image] | None:
     """RandAugment as the official code has it: two of sixteen operations on every image, without
     noise on the magnitude, which may have fractions and exceed the 10 of full strength; or
-    AutoAugment's policy v0, which has no magnitude. None where there is nothing to do."""
+    AutoAugment's policy v0, which has no magnitude. None where there is nothing to do. size: of the
+    images, in pixels."""
     if policy == "none" or (policy == "randaugment" and magnitude == 0):
         return None
     options = {
         "img_mean": (GREY,) * 3,
-        "translate_const": _TRANSLATION,
+        "translate_const": TRANSLATION * of_full(size),
         "interpolation": _FILTERS[interpolation],
-        "magnitude_max": max(_FULL, magnitude),
+        "magnitude_max": max(FULL, magnitude),
     }
     if policy == "autoaugment":
         automatic = auto_augment_transform("v0", options)
         _keep_a_bit(chain.from_iterable(automatic.policy))
         return automatic
-    operations = rand_augment_ops(magnitude, prob=1.0, hparams=options, transforms=[*_OPERATIONS])
+    operations = rand_augment_ops(magnitude, prob=1.0, hparams=options, transforms=[*OPERATIONS])
     _keep_a_bit(operations)
-    return RandAugment([*operations, GreySquare(round(_CUTOUT * magnitude / _FULL))])
+    return RandAugment([*operations, GreySquare(round(CUTOUT * of_full(size) * magnitude / FULL))])
+
+
+def of_full(size: int) -> float:
+    """What pixels of augmentation are multiplied by: the official ones are for images of 128 pixels
+    at least, and leave nothing of smaller ones."""
+    return min(1.0, size / _SMALLEST)
 
 
 def _keep_a_bit(operations: Iterable[AugmentOp]) -> None:
@@ -156,7 +172,7 @@ def _keep_a_bit(operations: Iterable[AugmentOp]) -> None:
 
 
 def _bits(level: float, _: object) -> tuple[int]:
-    return (max(1, int(level / _FULL * 4)),)
+    return (max(1, int(level / FULL * 4)),)
 
 
 @dataclass(frozen=True)
@@ -167,7 +183,7 @@ class GreySquare:
     reach: int
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        left, top, right, bottom = _square(image.width, image.height, self.reach)
+        left, top, right, bottom = square_around(image.width, image.height, self.reach)
         image = image.copy()
         image.paste((GREY,) * 3, (left, top, right, bottom))
         return image
@@ -192,29 +208,31 @@ def seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def _random_box(min_area: float, ratio: Sequence[float], width: int, height: int) -> Box:
+def random_box(min_area: float, ratio: Sequence[float], width: int, height: int) -> Box:
     shape = torch.empty(1, 1, 1).expand(1, height, width)
     top, left, rows, columns = v2.RandomResizedCrop.get_params(shape, [min_area, 1.0], [*ratio])
     return left, top, columns, rows
 
 
 def _central_box(size: int, width: int, height: int) -> Box:
-    side = int(size / (size + _MARGIN) * min(width, height))
+    # Smaller sizes, which the rule is not made for, keep the share that 224 pixels keep.
+    margin = min(_MARGIN, size / 7)
+    side = int(size / (size + margin) * min(width, height))
     return (width - side + 1) // 2, (height - side + 1) // 2, side, side
 
 
-def _whole(width: int, height: int) -> Box:
+def whole_box(width: int, height: int) -> Box:
     return 0, 0, width, height
 
 
 def _cutout(image: Tensor, reach: int) -> Tensor:
     """Noise in a square of (channels, height, width) uint8."""
-    left, top, right, bottom = _square(image.shape[2], image.shape[1], reach)
+    left, top, right, bottom = square_around(image.shape[2], image.shape[1], reach)
     noise = torch.randint(256, (image.shape[0], bottom - top, right - left), dtype=torch.uint8)
     return functional.erase(image, top, left, bottom - top, right - left, noise, inplace=True)
 
 
-def _square(width: int, height: int, reach: int) -> tuple[int, int, int, int]:
+def square_around(width: int, height: int, reach: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a square around any pixel, as far as it is in the image."""
     x, y = random.randrange(width), random.randrange(height)
     return max(0, x - reach), max(0, y - reach), min(width, x + reach), min(height, y + reach)

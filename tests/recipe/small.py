@@ -51,11 +51,21 @@ class Stripes:
         return Image.fromarray(pixels).convert("RGB")
 
 
-def schedule(epochs: float = 3.0, **settings: Any) -> Schedule:
+def write_stripes(folder: Path, images: int = 40) -> Path:
+    """As class folders of PNG files."""
+    source = Stripes(images)
+    for index in range(images):
+        path = folder / f"class{source.labels(index)[0]}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.read(index).save(path)
+    return folder
+
+
+def schedule(epochs: float = 3.0, stages: int = 3) -> Schedule:
     """32 to 48 pixels with everything that may change between stages."""
     weak = Regularisation(2.0, 0.0, 0.0, 0.1)
     strong = Regularisation(8.0, 0.2, 0.2, 0.3)
-    return progressive("small", (32, 48), (weak, strong), epochs, stages=3, **settings)
+    return progressive("small", (32, 48), (weak, strong), epochs, stages=stages)
 
 
 def recipe(**values: Any) -> Recipe:

@@ -83,6 +83,13 @@ def test_ablations() -> None:
     assert preset("s", stages=1).stages == (Stage(350.0, 300, strong),)
 
 
+def test_the_last_stage_can_be_chosen() -> None:
+    made = preset("m", magnitude=3.0, dropout=0.8, cutmix=0.4)
+    assert made.stages[0].regularisation == Regularisation(3.0, 0.0, 0.0, 0.1)
+    assert made.stages[-1].regularisation == Regularisation(3.0, 0.2, 0.4, 0.8)
+    assert preset("b0", magnitude=4.0).policy == "randaugment"
+
+
 def test_random_resize() -> None:
     made = preset("s", epochs=100, random_resize=8, seed=3)
     assert [s.epochs for s in made.stages] == [8] * 12 + [4]

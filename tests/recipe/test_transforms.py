@@ -276,7 +276,7 @@ def test_legacy_validation_always_crops() -> None:
 def test_validation_interpolates_as_pil_does() -> None:
     image = picture(500, 400)
     file = encoded(image, "PNG")
-    side = int(128 / 160 * 400)
+    side = int(224 / 256 * 400)  # also below 224 pixels
     left, top = (500 - side + 1) // 2, (400 - side + 1) // 2
     crop = image.crop((left, top, left + side, top + side))
     for rule, filter in (("official", "BILINEAR"), ("legacy", "BICUBIC")):
