@@ -107,7 +107,8 @@ class _Plans(Dataset):
         )
 
     def _draw(self, draws: list[Draw]) -> tuple[list[bytes], list[dict], list, list[str]]:
-        files, rows, labels, broken = [], [], [], []
+        files, rows, labels = [], [], []
+        broken: list[str] = []
         for draw in draws:
             stage = self.schedule.stages[draw.stage]
 
@@ -173,6 +174,7 @@ class DaliLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises RecipeError for a batch that DALI cannot decode, and as ``Loader``."""
+        plan: Any  # a loader of plans is one of batches, to mypy
         for plan in self._plans:
             begin = time.perf_counter()
             images = self._run(plan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,13 +35,14 @@ def take_over(model: nn.Module) -> Dropout | None:
     keys stay as they are."""
     own = Dropout()
     classifier = getattr(model, "classifier", None)
+    library: Any = model  # whose attributes are not known here
     if isinstance(getattr(model, "dropout", None), nn.Dropout):
         model.dropout = own
     elif isinstance(classifier, nn.Sequential) and isinstance(classifier[0], nn.Dropout):
         classifier[0] = own
     elif hasattr(model, "drop_rate") and hasattr(model, "get_classifier"):
-        model.drop_rate = 0.0
-        model.get_classifier().register_forward_pre_hook(_Before(own))
+        library.drop_rate = 0.0
+        library.get_classifier().register_forward_pre_hook(_Before(own))
     else:
         return None
     return own

@@ -41,9 +41,9 @@ class Learner:
     ) -> None:
         self.recipe, self.group = recipe, group
         self._dropout = take_over(model)
-        # FSDP cuts contiguous weights only.
-        layout = torch.contiguous_format if recipe.fsdp else torch.channels_last
-        self.model = model.to(group.device, memory_format=layout).train()
+        self.model = model.to(group.device).train()
+        if not recipe.fsdp:  # which cuts contiguous weights only
+            nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if prepare is not None:
             prepare(self.model)
         if recipe.fsdp:

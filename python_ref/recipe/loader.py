@@ -10,9 +10,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset[Batch | RecipeError],
-        batches: Iterable[Sequence[object]],
+        batches: Iterable[list[Any]],
         workers: int,
         pin: bool,
         prefetch: int,
@@ -234,7 +234,7 @@ def _named(source: Source, index: int, error: Exception) -> str:
     return f"{source.where(index)}: {reason}"
 
 
-def _as_it_is(batch: Batch | RecipeError) -> Batch | RecipeError:
+def _as_it_is(batch: Any) -> Any:
     """A batch is collated where it is made."""
     return batch
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from .records import Evaluation, Point
 from .schedule import Schedule, Stage
 from .sources import Source
 from .transforms import Making, Rule
+
+if TYPE_CHECKING:
+    from .dali import DaliLoader
 
 _EVERY = 10  # steps between two looks at the loss, which wait for a GPU
 
@@ -135,7 +138,7 @@ class Trainer:
         result.steps = self.number
         return result
 
-    def training_loader(self) -> Loader:
+    def training_loader(self) -> Loader | DaliLoader:
         """This process's batches from the step that the training is at."""
         return training_loader(
             self.data.train,
@@ -206,7 +209,9 @@ class Trainer:
                 stage.size,
                 loss,
                 self.learner.rate,
-                *(speed * self.group.world for speed in speeds),
+                speeds[0] * self.group.world,
+                speeds[1] * self.group.world,
+                speeds[2] * self.group.world,
                 stage.regularisation.magnitude,
                 stage.regularisation.mixup,
                 stage.regularisation.dropout,

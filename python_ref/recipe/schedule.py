@@ -105,7 +105,7 @@ class Schedule:
     def __str__(self) -> str:
         """As a table."""
         head = ("stage", "epochs", "size", "RandAugment", "mixup", "cutmix", "dropout", "batch")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         begin = 0.0
         for number, (stage, end) in enumerate(zip(self.stages, self.ends, strict=True), 1):
             by = stage.regularisation

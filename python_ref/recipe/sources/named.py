@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +124,14 @@ def _source(title: str, dataset: Any, classes: Sequence[str] | None = None) -> S
 
 def _paths(dataset: Any) -> list[str | os.PathLike[str]] | None:
     """The files of a data set that has some: a file can be decoded at the size of the stage."""
-    samples = next((getattr(dataset, name) for name in _SAMPLES if hasattr(dataset, name)), None)
-    if samples is not None:
-        paths = [sample[0] for sample in samples]
-    else:
-        paths = next((getattr(dataset, name) for name in _FILES if hasattr(dataset, name)), None)
+    samples: Any = _first_of(dataset, _SAMPLES)
+    paths = _first_of(dataset, _FILES) if samples is None else [sample[0] for sample in samples]
     return paths if paths and isinstance(paths[0], (str, os.PathLike)) else None
+
+
+def _first_of(dataset: Any, names: Iterable[str]) -> Any:
+    """The first of these attributes that it has, or None."""
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), None)
 
 
 def _numbers(dataset: Any, title: str) -> list[int]:

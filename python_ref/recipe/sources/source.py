@@ -22,9 +22,20 @@ _LISTED = 5
 class Source(Protocol):
     """Labelled images. Picklable; files are opened by each ``read``, so that workers share none."""
 
-    name: str  # of the folder or data set, for messages
-    classes: Sequence[str]  # a label is a position in it
-    several: bool  # whether any image has more than one label
+    @property
+    def name(self) -> str:
+        """Of the folder or data set, for messages."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Their names; a label is a position in it."""
+        ...
+
+    @property
+    def several(self) -> bool:
+        """Whether any image has more than one label."""
+        ...
 
     def __len__(self) -> int: ...
 
