@@ -33,6 +33,8 @@ class Options:
     threads: int | None = None
     quiet: bool = False
     small: bool = False
+    tables: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
     budget: Budget = Budget()
     out: Path | None = None
     #: What must not happen and did: wrong outputs, sections that failed.
@@ -83,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--small", action="store_true", help="on a GPU, too, the small sizes that a CPU is given"
     )
     parser.add_argument(
+        "--tables", type=_positive, nargs="+", metavar="N", help="of the paper, for recipe"
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, nargs="+", metavar="N", help="of trainings, for recipe"
+    )
+    parser.add_argument(
         "--time-budget", type=float, metavar="SECONDS", help="begin no case after that"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="for the CSV files and plots")
@@ -109,6 +117,8 @@ def parse(arguments: argparse.Namespace) -> Options:
         threads=arguments.threads,
         quiet=arguments.quiet,
         small=arguments.small,
+        tables=tuple(arguments.tables or ()),
+        seeds=tuple(arguments.seeds or ()),
         budget=Budget(arguments.time_budget),
         out=arguments.out,
     )

@@ -46,7 +46,7 @@ def gains(rows: list[Row]) -> str:
         "device", "network", "dtype", "batch", "eager channels_last", "`torch.compile`", "patched",
         "over eager", "over `torch.compile`",
     )  # fmt: skip
-    return "\n\n".join([_table(header, lines), *_sources(found)])
+    return "\n\n".join([table(header, lines), *_sources(found)])
 
 
 def training(rows: list[Row]) -> str:
@@ -68,7 +68,7 @@ def training(rows: list[Row]) -> str:
             )
         )
     header = ("device", "network", "dtype", "batch", "eager channels_last", "patched", "gain")
-    parts = [_table(header, lines), *_of_memory(found), *_sources(found)]
+    parts = [table(header, lines), *_of_memory(found), *_sources(found)]
     return "\n\n".join(parts)
 
 
@@ -96,7 +96,7 @@ def _of_memory(found: list[Row]) -> list[str]:
         values = (_value(row, "{:.0f} MB") for row in (eager, ours))
         lines.append((title, f"{network}, {resolution} px", dtype, *values, f"**{share:.2f}**"))
     header = ("memory of a training step", "network", "dtype", "eager", "patched", "of eager's")
-    return [_table(header, lines)] if lines else []
+    return [table(header, lines)] if lines else []
 
 
 def placement(rows: list[Row]) -> str:
@@ -121,7 +121,7 @@ def placement(rows: list[Row]) -> str:
         "Fused-MBConv in", "parameters, M", "paper", "difference", "multiply-adds, G", "paper",
         "difference", "paper: images/s on a V100", "paper: trained on a TPU core",
     )  # fmt: skip
-    parts = [_table(header, counted)]
+    parts = [table(header, counted)]
     for gpu, batch, dtype in runs:
         lines = []
         for case in dict.fromkeys(r.case for r in measured):
@@ -137,7 +137,7 @@ def placement(rows: list[Row]) -> str:
             ]
             lines.append((case.removeprefix("B4, "), *values))
         header = ("Fused-MBConv in", "images/s, eager", "patched", "trained, eager", "patched")
-        parts.append(f"{gpu}, batch {batch}, {dtype}:\n\n{_table(header, lines)}")
+        parts.append(f"{gpu}, batch {batch}, {dtype}:\n\n{table(header, lines)}")
     if not runs:
         parts.append(f"Throughput on a GPU: {NOT_MEASURED}.")
     return "\n\n".join(parts)
@@ -160,7 +160,7 @@ def headline(rows: list[Row]) -> str:
             line.append(_ratio(ours[-1] if ours else None))
         lines.append(line)
     header = ("comparison", "training, paper", "inference, paper", "training", "inference")
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def roofline(rows: list[Row]) -> str:
@@ -189,7 +189,7 @@ def _floors(rows: list[Row], levels: Iterable[Level], prefix: str) -> str:
             cells = {r.metric: r for r in found if r.case == case and r.impl == level.name}
             values = [_value(cells.get(prefix + metric), form) for metric, form in columns.values()]
             lines.append((f"{case.partition(' ')[2]}, {resolution} px", level.title, *values))
-    return _table(("network", "run", *columns), lines)
+    return table(("network", "run", *columns), lines)
 
 
 def blocks(rows: list[Row]) -> str:
@@ -214,7 +214,7 @@ def blocks(rows: list[Row]) -> str:
             line.append(_percent(cells.get("effv2 part_of_floor"), of=0.0))
             lines.append(line)
         header = ("block", "eager, us", "compiled, us", "patched, us", "floor, us", "reached")
-        parts.append(f"{case} on {gpu}, batch {batch}, {dtype}:\n\n{_table(header, lines)}")
+        parts.append(f"{case} on {gpu}, batch {batch}, {dtype}:\n\n{table(header, lines)}")
     if not any(_on_gpu(r) for r in found):
         parts.append(f"On a GPU: {NOT_MEASURED}.")
     return "\n\n".join(parts)
@@ -243,7 +243,7 @@ def operators(rows: list[Row]) -> str:
         "device", "operator", "batch", "dtype", "shapes", "part of its floor", "over eager",
         "over `torch.compile`", "commits",
     )  # fmt: skip
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def shapes(rows: list[Row]) -> str:
@@ -275,7 +275,7 @@ def shapes(rows: list[Row]) -> str:
         "device", "operator", "shape", "dtype", "eager, us", "ours, us", "over eager",
         "part of its floor", "timed", "commit",
     )  # fmt: skip
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def correctness(rows: list[Row]) -> str:
@@ -300,7 +300,7 @@ def correctness(rows: list[Row]) -> str:
         "device", "operator", "engine", "dtypes", "outputs", "wrong", "worst error over PyTorch's",
         "commits",
     )  # fmt: skip
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def kernels(rows: list[Row]) -> str:
@@ -331,14 +331,15 @@ def kernels(rows: list[Row]) -> str:
         "kernel", "language", "architecture", "instances", "most registers", "most spilled bytes",
         "most shared bytes", "fewest tensor-core instructions",
     )  # fmt: skip
-    return _table(header, lines) if lines else "Not compiled yet."
+    return table(header, lines) if lines else "Not compiled yet."
 
 
 def _kernel(row: Row) -> str:
     return row.case.partition(" ")[0].partition("<")[0]
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
     rule = "|".join("---" for _ in header)
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|",
                       *(f"| {' | '.join(line)} |" for line in lines)])  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import pages, results
+from .recipe import pages as recipe
 from .results import Row
 
 HELP = "write the tables of the pages from the CSV files"
@@ -27,6 +28,11 @@ PAGES: Mapping[Path, Mapping[str, Callable[[list[Row]], str]]] = {
         "shapes": pages.shapes,
         "correctness": pages.correctness,
         "kernels": pages.kernels,
+        "recipe sizes": recipe.sizes,
+        "recipe schedules": recipe.schedules,
+        "recipe networks": recipe.networks,
+        "recipe adaptive": recipe.adaptive,
+        "recipe stages": recipe.stages,
     },
 }
 

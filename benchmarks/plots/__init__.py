@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import results
 from ..results import Row
-from . import accuracy, bars, blocks, floors, operators
+from . import accuracy, bars, blocks, floors, operators, recipe
 
 HELP = "draw the CSV files of every device, and the static ones"
 
@@ -22,6 +22,8 @@ PLOTS: dict[str, Callable[[list[Row], Any], bool]] = {
     "blocks": blocks.draw,
     "operators": operators.draw,
     "floors": floors.draw,
+    "recipe_sizes": recipe.sizes,
+    "recipe_course": recipe.course,
 }
 
 

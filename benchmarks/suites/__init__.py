@@ -16,6 +16,7 @@ from . import (
     networks,
     operators,
     placement,
+    recipe,
     roofline,
     static,
     training,
@@ -58,6 +59,8 @@ SUITES = {
         Suite("cpu", "a network on the CPU against eager PyTorch and torch.compile", cpu.cpu),
         Suite("cpu_train", "a training step on the CPU against eager channels_last, and its memory",
               cpu_training.cpu_train),
+        Suite("recipe", "the paper's tables 5, 12, 13 and 14: progressive learning, on digits",
+              recipe.recipe),
         Suite("static", "registers, spills and tensor-core instructions of every kernel",
               static.static),
     )
