@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from torch import nn
 
 import effv2_kernels as ek
+from python_ref.recipe import paper
 from python_ref.recipe.errors import RecipeError
-from python_ref.recipe.options import Recipe, finetune, imagenet21k, option
+from python_ref.recipe.options import Recipe, option
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="class folders (also in train/ and val/), metadata.csv, *.tar shards, "
         "torchvision:NAME, or digits",
     )
-    parser.add_argument("--dataset21k", action="store_true", help="the recipe for ImageNet-21k")
+    parser.add_argument("--dataset21k", action="store_true", help="as --recipe imagenet21k")
     parser.add_argument("--no-patch", dest="patch", action="store_false", help="plain PyTorch")
     parser.add_argument("--device", help="cuda or cpu (a GPU if there is one)")
     types = get_type_hints(Recipe)
@@ -56,13 +57,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     """The preset that the options ask for, with what they say in place of its values. Raises
     RecipeError."""
     given = {f.name: getattr(options, f.name) for f in fields(Recipe) if f.name in options}
-    source = given.get("preset", "paper")
-    values: dict[str, Any] = {}
-    if options.dataset21k:
-        values |= imagenet21k(source)
-    if given.get("finetune"):
-        values |= finetune(source)
-    return Recipe(**{**values, **given})
+    name = given.pop("recipe", "imagenet1k")
+    if given.get("finetune") or options.dataset21k:
+        name = "finetune" if given.get("finetune") else "imagenet21k"
+    return paper.recipe_of(name, **given)
 
 
 def run(options: argparse.Namespace) -> int:

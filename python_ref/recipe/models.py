@@ -66,7 +66,7 @@ def create(
 
 
 def schedule_network(name: str) -> str | None:
-    """Which of ``schedule.NETWORKS`` it is, whatever the library; None for any other."""
+    """Which of ``paper.NETWORKS`` it is, whatever the library; None for any other."""
     variant = _variant(name)
     if variant is None or not variant.name.startswith("efficientnetv2_"):
         return None

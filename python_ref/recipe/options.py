@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from .errors import RecipeError
-from .schedule import Regularisation, Schedule, Source, fixed, preset
+from .schedule import Source
 
+Name = Literal["imagenet1k", "imagenet21k", "finetune"]
 Optimizer = Literal["rmsproptf", "sgd", "adamw"]
 Decay = Literal["exponential", "cosine", "constant"]
 Precision = Literal["bf16", "fp16", "no"]
 Decoder = Literal["pil", "tv", "dali"]
-
-_NONE = Regularisation()
-_RATES = [f.name for f in fields(Regularisation)]
 
 
 def _option(default: Any, help: str) -> Any:
@@ -33,6 +31,8 @@ class Recipe:
     model: str = _option(
         "efficientnetv2_s", "network: of python_ref, timm:NAME or torchvision:NAME"
     )
+
+    recipe: Name = _option("imagenet1k", "whose values all options have that are not given")
 
     # What changes while it trains.
     preset: Source = _option("paper", "whose schedule: the paper's or the official code's")
@@ -134,77 +134,6 @@ class Recipe:
 def option(name: str) -> str:
     """``--save-minutes`` for ``save_minutes``."""
     return "--" + name.replace("_", "-")
-
-
-def imagenet1k() -> dict[str, Any]:
-    """Training from random weights: the fields' own values."""
-    return {}
-
-
-def imagenet21k(source: Source = "paper") -> dict[str, Any]:
-    """60 epochs by a cosine. The official code trains at one size with no regularisation at all;
-    the paper only says that labels of an image are made probabilities."""
-    return {
-        "epochs": 60.0,
-        "lr": 0.008,
-        "decay": "cosine",
-        "warmup_epochs": 1.0,
-        "label_smoothing": 0.0,
-        "multi_label": True,
-        **({"drop_path": 0.0, "stages": 1, "max_size": 224} if source == "official" else {}),
-    }
-
-
-def finetune(source: Source = "paper") -> dict[str, Any]:
-    """15 epochs of 512 images a step at a peak rate of 0.001, cutout only. The paper lets the rate
-    fall by a cosine and has no weight decay; the official code keeps both as they are."""
-    return {
-        "finetune": True,
-        "epochs": 15.0,
-        "batch": 512,
-        "lr": 0.0005,
-        "warmup_epochs": 1.0,
-        "ema": 0.9996,
-        "stages": 1,
-        "crop": False,
-        "cutout": True,
-        **(
-            {"decay": "cosine", "weight_decay": 0.0} if source == "paper" else {"decay": "constant"}
-        ),
-    }
-
-
-#: By the names that are printed.
-PRESETS = {"imagenet1k": imagenet1k, "imagenet21k": imagenet21k, "finetune": finetune}
-
-
-def make_schedule(recipe: Recipe, network: str | None, size: int) -> Schedule:
-    """The schedule of a recipe.
-
-    network: one of ``schedule.NETWORKS`` whose preset is taken, or None: then S's regularisation
-        up to ``size`` pixels, the network's own training size.
-    Raises RecipeError.
-    """
-    if recipe.schedule is not None:
-        made = Schedule.load(recipe.schedule)
-    elif recipe.finetune or (recipe.multi_label and recipe.preset == "official"):
-        # What is left of regularisation there does not change.
-        made = fixed("fixed", recipe.max_size or size, _NONE, recipe.epochs, "none")
-    else:
-        made = preset(
-            network or "s",
-            recipe.preset,
-            recipe.epochs,
-            stages=recipe.stages,
-            min_size=recipe.min_size,
-            max_size=recipe.max_size or (None if network else size),
-            multiple=recipe.size_multiple,
-            adaptive=recipe.adaptive,
-            random_resize=recipe.random_resize,
-            seed=recipe.seed,
-            **{name: value for name in _RATES if (value := getattr(recipe, name)) is not None},
-        )
-    return made.with_larger_batches(recipe.grow_batch)
 
 
 def resolved(recipe: Recipe, images: int, *, world: int, cuda: bool, cores: int) -> Recipe:

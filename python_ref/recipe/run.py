@@ -20,7 +20,8 @@ from .extras import extra
 from .groups import Group, joined
 from .logs import Log
 from .loop import Data, Result, Trainer, stream_of
-from .options import Recipe, make_schedule, resolved
+from .options import Recipe, resolved
+from .paper import make_schedule
 from .schedule import Schedule
 from .sources import Source, open_splits
 from .transforms import LEGACY, OFFICIAL
@@ -53,8 +54,13 @@ def run(
             cores=len(os.sched_getaffinity(0)),
         )
         schedule = make_schedule(
-            recipe, models.schedule_network(recipe.model), models.training_size(recipe.model)
+            recipe,
+            models.schedule_network(recipe.model),
+            models.training_size(recipe.model),
+            models.evaluation_size(recipe.model),
         )
+        if recipe.schedule is not None:
+            recipe = replace(recipe, epochs=schedule.epochs)
         found = _checkpoint(recipe, output)
         state = checkpoints.load(found) if found is not None else None
         steps = stream_of(recipe, schedule, len(training), group.world).total_steps

@@ -11,7 +11,6 @@ import math
 import os
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -221,98 +220,3 @@ def fixed(
 ) -> Schedule:
     """One stage: no progressive learning."""
     return Schedule(name, (Stage(epochs, size, regularisation),), policy)
-
-
-@dataclass(frozen=True)
-class _Values:
-    """Of one network: the first and last size and regularisation."""
-
-    sizes: tuple[int, int]
-    weak: Regularisation
-    strong: Regularisation
-    policy: Policy = "randaugment"
-
-
-def _table6(size: int, magnitude: float, mixup: float, dropout: float) -> _Values:
-    """A column of table 6. The paper mixes by mixup alone."""
-    weak = Regularisation(5.0, 0.0, 0.0, 0.1)
-    return _Values((128, size), weak, Regularisation(magnitude, mixup, 0.0, dropout))
-
-
-def _code(size: int, magnitude: float, mix: float, dropout: float) -> _Values:
-    """As the official configuration has it: CutMix as strong as mixup, dropout always the same."""
-    weak = Regularisation(5.0, 0.0, 0.0, dropout)
-    return _Values((128, size), weak, Regularisation(magnitude, mix, mix, dropout))
-
-
-def _compound(first: int, last: int, dropout: float) -> _Values:
-    """V2-B0 to B3: AutoAugment, and no mixing."""
-    always = Regularisation(dropout=dropout)
-    return _Values((first, last), always, always, "autoaugment")
-
-
-#: Table 6; XL, which it does not have, as L. B0 to B3 were trained without progressive learning.
-_PAPER = {
-    "s": _table6(300, 15.0, 0.0, 0.3),
-    "m": _table6(380, 20.0, 0.2, 0.4),
-    "l": _table6(380, 25.0, 0.5, 0.5),
-    "xl": _table6(380, 25.0, 0.5, 0.5),
-    "b0": _compound(192, 192, 0.2),
-    "b1": _compound(192, 192, 0.2),
-    "b2": _compound(208, 208, 0.3),
-    "b3": _compound(240, 240, 0.3),
-}
-_OFFICIAL = {
-    "s": _code(300, 10.0, 0.0, 0.2),
-    "m": _code(384, 15.0, 0.2, 0.3),
-    "l": _code(384, 20.0, 0.5, 0.4),
-    "xl": _code(384, 20.0, 0.5, 0.4),
-    "b0": _compound(128, 192, 0.2),
-    "b1": _compound(128, 192, 0.2),
-    "b2": _compound(128, 208, 0.3),
-    "b3": _compound(128, 240, 0.3),
-}
-NETWORKS: Sequence[str] = tuple(_PAPER)
-
-
-def preset(
-    network: str,
-    source: Source = "paper",
-    epochs: float = 350.0,
-    *,
-    stages: int | None = None,
-    min_size: int | None = None,
-    max_size: int | None = None,
-    multiple: int = 1,
-    adaptive: bool = True,
-    random_resize: float | None = None,
-    seed: int = 0,
-    **strong: float,
-) -> Schedule:
-    """The schedule of one of NETWORKS (``"s"`` or ``"efficientnetv2_s"``) on ImageNet-1k.
-
-    stages, min_size (table 14) and max_size replace the preset's: four, or one for the paper's B0
-    to B3. So does ``strong``, of the last stage's regularisation by its fields; no other stage's is
-    stronger. The others as in ``progressive``. Raises RecipeError.
-    """
-    short = network.removeprefix("efficientnetv2_")
-    values = {"paper": _PAPER, "official": _OFFICIAL}[source].get(short)
-    if values is None:
-        raise RecipeError(f"no schedule for {network!r}: there is one for {', '.join(NETWORKS)}")
-    last = max_size or values.sizes[1]
-    first = min_size or min(values.sizes[0], last)
-    end = replace(values.strong, **strong)
-    begin = Regularisation(*map(min, astuple(values.weak), astuple(end)))
-    return progressive(
-        f"{short} ({source})",
-        (first, last),
-        (begin, end),
-        epochs,
-        source=source,
-        stages=(1 if first == last else 4) if stages is None else stages,
-        multiple=multiple,
-        adaptive=adaptive,
-        random_resize=random_resize,
-        seed=seed,
-        policy="randaugment" if "magnitude" in strong else values.policy,
-    )

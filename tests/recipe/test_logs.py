@@ -11,8 +11,8 @@ import pytest
 from python_ref.recipe import display, logs
 from python_ref.recipe.errors import RecipeError
 from python_ref.recipe.logs import Log, bottleneck
+from python_ref.recipe.paper import preset
 from python_ref.recipe.records import Evaluation, Point, read
-from python_ref.recipe.schedule import preset
 
 SCHEDULE = preset("s", epochs=8)
 POINT = Point(10, 0.1, 0, 128, 6.5, 0.25, 1800.0, 2100.0, 2400.0, 5.0, 0.0, 0.1)

@@ -13,7 +13,8 @@ import python_ref
 from python_ref.recipe import RecipeError
 from python_ref.recipe.dropout import Dropout, take_over
 from python_ref.recipe.optimisation import Average, make_optimizer, peak_rate, rate_factor
-from python_ref.recipe.options import Recipe, finetune, imagenet21k
+from python_ref.recipe.options import Recipe
+from python_ref.recipe.paper import make_schedule, recipe_of
 from tests.recipe import small
 from tests.training.few_blocks import python_ref_network, timm_network
 
@@ -29,14 +30,20 @@ def test_the_papers_rate() -> None:
 
 
 def test_the_other_presets_rates() -> None:
-    recipe = Recipe(**{**finetune(), "init": "x"})
+    recipe = recipe_of("finetune", init="x")
     assert peak_rate(recipe) == pytest.approx(0.001)
     assert rate_factor(recipe, 8.0) == pytest.approx(0.5)
     assert rate_factor(recipe, 15.0) == pytest.approx(0.0, abs=1e-12)
-    assert rate_factor(Recipe(**{**finetune("official"), "init": "x"}), 14.0) == 1.0
-    assert Recipe(**{**finetune("official"), "init": "x"}).weight_decay == 1e-5
+    official = recipe_of("finetune", init="x", preset="official")
+    assert rate_factor(official, 14.0) == 1.0 and official.weight_decay == 1e-5
     assert recipe.weight_decay == 0 and recipe.batch == 512
-    assert rate_factor(Recipe(**imagenet21k()), 60.0) == pytest.approx(0.0, abs=1e-12)
+    large = recipe_of("imagenet21k", lr=0.5)
+    assert rate_factor(large, 60.0) == pytest.approx(0.0, abs=1e-12) and large.lr == 0.5
+    stage = make_schedule(recipe, "s", 300, 384).stages
+    assert [(s.size, s.regularisation.magnitude, s.epochs) for s in stage] == [(384, 0.0, 15.0)]
+    official = recipe_of("imagenet21k", preset="official")
+    assert [s.size for s in make_schedule(official, "l", 384, 480).stages] == [224]
+    assert len(make_schedule(large, "s", 300, 384).stages) == 4
 
 
 @pytest.mark.parametrize("name", ["rmsproptf", "sgd", "adamw"])

@@ -15,7 +15,7 @@ from python_ref.recipe import (
     preset,
     progressive,
 )
-from python_ref.recipe.schedule import NETWORKS
+from python_ref.recipe.paper import NETWORKS
 
 # Sizes; and RandAugment's magnitude, mixup, cutmix, dropout of the first and of the last stage.
 PAPER = {

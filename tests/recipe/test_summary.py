@@ -9,8 +9,9 @@ import pytest
 from python_ref.recipe import summary
 from python_ref.recipe.errors import RecipeError
 from python_ref.recipe.logs import Log
+from python_ref.recipe.paper import preset
 from python_ref.recipe.records import Evaluation, Point
-from python_ref.recipe.schedule import Schedule, preset
+from python_ref.recipe.schedule import Schedule
 
 image = pytest.importorskip("matplotlib.image", reason="matplotlib draws the picture")
 
