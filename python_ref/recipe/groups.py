@@ -61,8 +61,7 @@ def joined(device: str | None = None) -> Iterator[Group]:
         yield Group(0, 1, where)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    try:
-        control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
-        yield Group(dist.get_rank(), dist.get_world_size(), where, control)
-    finally:
-        dist.destroy_process_group()
+    control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+    yield Group(dist.get_rank(), dist.get_world_size(), where, control)
+    # Not after an error: the others may be waiting within an exchange, until this process ends.
+    dist.destroy_process_group()

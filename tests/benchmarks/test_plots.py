@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import plots, results
+from benchmarks.recipe.plans import FIXED, PROGRESSIVE, V2
 from benchmarks.results import Row
 
 pytest.importorskip("matplotlib", reason="matplotlib comes with the demo extra")
@@ -33,6 +34,15 @@ ROWS = {
         replace(row("roofline", f"timm x: s (1 x {kind} 3)", level, "floor on x", 3.0), gpu="none")
         for kind in ("ConvBNAct", "FusedMBConv", "MBConv")
         for level in ("eager", "on_chip")
+    ],
+    "recipe_sizes": [
+        row("recipe", f"{V2}: {FIXED.name}", f"seed_{seed}", "top1", 90.0 + seed) for seed in (1, 2)
+    ],
+    "recipe_course": [
+        row("recipe", f"{V2}: {plan.name}", "seed_1", f"{metric} after epoch {epoch}", 10.0 * epoch)
+        for plan in (FIXED, PROGRESSIVE)
+        for metric in ("top1", "multiply_adds", "size", "magnitude")
+        for epoch in (1, 2, 3)
     ],
 }
 
