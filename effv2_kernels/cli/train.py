@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -58,6 +60,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     RecipeError."""
     given = {f.name: getattr(options, f.name) for f in fields(Recipe) if f.name in options}
     name = given.pop("recipe", "imagenet1k")
+    if given.get("finetune") and options.dataset21k:
+        raise RecipeError("--finetune and --dataset21k are two recipes: take one")
     if given.get("finetune") or options.dataset21k:
         name = "finetune" if given.get("finetune") else "imagenet21k"
     return paper.recipe_of(name, **given)
@@ -76,10 +80,19 @@ def run(options: argparse.Namespace) -> int:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not result.finished:
-        command = shlex.join(["python", "-m", "effv2_kernels", *sys.argv[1:]])
-        print(f"Stopped at step {result.steps}. To go on: {command}")
+    if not result.finished and os.environ.get("RANK", "0") == "0":
+        print(f"Stopped at step {result.steps}. To go on: {_command(sys.argv[1:])}")
     return 0
+
+
+def _command(given: Sequence[str]) -> str:
+    """The same again, from the newest checkpoint."""
+    kept = [word for word in given if not word.startswith("--resume=")]
+    if "--resume" in kept:
+        at = kept.index("--resume")
+        del kept[at : at + 2]
+    launcher = "torchrun ... -m" if "RANK" in os.environ else "python -m"
+    return f"{launcher} effv2_kernels {shlex.join(kept)}"
 
 
 def _patched(model: nn.Module) -> str:

@@ -60,15 +60,25 @@ class Broken:
     count: int = 0
     names: dict[str, None] = field(default_factory=dict)
 
-    def add(self, batch: Batch) -> None:
-        self.tried += len(batch) + len(batch.broken)
-        self.count += len(batch.broken)
-        self.names.update(dict.fromkeys(batch.broken))
+    def add(self, tried: int, names: Sequence[str]) -> list[str]:
+        """``tried`` more images, of which these could not be read. Returns the names that are
+        new."""
+        self.tried += tried
+        self.count += len(names)
+        new = [name for name in dict.fromkeys(names) if name not in self.names]
+        self.names.update(dict.fromkeys(new))
+        return new
+
+    def check(self) -> None:
+        """Raises RecipeError if they are too many."""
         if self.count >= self.least and self.count > self.share * self.tried:
             raise RecipeError(
                 f"{self.count} of {self.tried} images could not be read, more than {self.share:.1%}"
-                f"; for example {next(reversed(self.names))}"
+                f"; the last one was {next(reversed(self.names))}"
             )
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.tried} images could not be read"
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:

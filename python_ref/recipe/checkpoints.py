@@ -69,10 +69,23 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def forget_after(folder: Path, step: int) -> list[Path]:
+    """Deletes the checkpoints of later steps, which a run that goes on from ``step`` abandons: they
+    would be taken for its newest. Returns which."""
+    found = [path for number, path in _numbered(folder) if number > step]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the oldest first."""
-    found = [(int(m[1]), path) for path in folder.glob("*.pt") if (m := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in _numbered(folder)]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = folder.glob("*.pt")
+    return sorted((int(m[1]), path) for path in found if (m := _NAME.fullmatch(path.name)))
 
 
 def newest(folder: Path) -> Path | None:

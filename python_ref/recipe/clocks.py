@@ -50,12 +50,16 @@ class Clock:
         for begin, end in self._events:
             end.synchronize()
             self._steps += begin.elapsed_time(end) / 1e3
-        now = time.perf_counter()
         found = (
-            self.images / (now - self._begin),
+            self.images / (time.perf_counter() - self._begin),
             self.images * max(1, workers) / max(self.making, 1e-9),
             self.images / max(self._steps, 1e-9),
         )
-        self.images, self.making, self._steps, self._begin = 0, 0.0, 0.0, now
-        self._events.clear()
+        self.restart()
         return found
+
+    def restart(self) -> None:
+        """Leaves out what was between the last step and now."""
+        self.images, self.making, self._steps = 0, 0.0, 0.0
+        self._begin = time.perf_counter()
+        self._events.clear()

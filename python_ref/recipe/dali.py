@@ -66,7 +66,7 @@ def dali_loader(
             "--loader dali has no AutoAugment, random erasing and cutout: use --loader pil or tv"
         )
     plans = Loader(_Plans(source, schedule, making), batches, workers, False, prefetch)
-    return DaliLoader(plans, source, schedule, making.interpolation, smoothing)
+    return DaliLoader(plans, workers, source, schedule, making.interpolation, smoothing)
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,13 @@ class DaliLoader:
     def __init__(
         self,
         plans: Loader,
+        workers: int,
         source: Source,
         schedule: Schedule,
         interpolation: Interpolation,
         smoothing: float,
     ) -> None:
+        self._workers = workers
         self._plans, self._source, self._schedule = plans, source, schedule
         self._interpolation: Interpolation = interpolation
         self._smoothing = smoothing
@@ -179,7 +181,9 @@ class DaliLoader:
             begin = time.perf_counter()
             images = self._run(plan)
             images, targets = self._mixed(images, plan)
-            seconds = plan.seconds + time.perf_counter() - begin
+            # The slower of the workers together and of DALI, as that of one worker of so many.
+            own = (time.perf_counter() - begin) * max(1, self._workers)
+            seconds = max(plan.seconds, own)
             yield Batch(images, targets, seconds, plan.broken)
 
     def __enter__(self) -> DaliLoader:

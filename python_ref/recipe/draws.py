@@ -90,8 +90,13 @@ class Stream:
         self._order = lru_cache(maxsize=2)(self._new_order)
 
     @property
-    def total_steps(self) -> int:
-        steps, position = 0, 0
+    def end(self) -> int:
+        """The training is over where a step ends at this position or after it."""
+        return self._ends[-1]
+
+    def total_steps(self, number: int = 0, position: int = 0) -> int:
+        """Of the whole training, if the first ``number`` steps took ``position`` images."""
+        steps = number
         for end, batch in zip(self._ends, self._batches, strict=True):
             count = max(0, math.ceil((end - position) / batch))
             steps, position = steps + count, position + count * batch
@@ -102,7 +107,7 @@ class Stream:
 
     def steps(self, number: int = 0, position: int = 0) -> Iterator[Step]:
         """All steps from the one that has this number and position."""
-        while position < self._ends[-1]:
+        while position < self.end:
             stage = next(i for i, end in enumerate(self._ends) if position < end)
             step = Step(number, position, self._batches[stage], stage)
             yield step

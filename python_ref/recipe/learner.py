@@ -97,12 +97,13 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(updates)
 
-    def evaluate(self, batches: Iterable[Batch]) -> Score:
-        """Of the averaged weights. A compiled network runs uncompiled here."""
+    def evaluate(self, batches: Iterable[Batch], size: int = 32, rounds: int = 0) -> Score:
+        """Of the averaged weights, as ``evaluation.evaluate``. A compiled network runs uncompiled
+        here."""
         eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         self.average.share(self.group)
         with eager, self.average.in_place(), self._autocast():
-            return evaluate(self.model, batches, self._to_device, self.group)
+            return evaluate(self.model, batches, self._to_device, self.group, size, rounds)
 
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict with averaged weights, on the CPU. Every process calls it."""

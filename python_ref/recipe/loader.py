@@ -7,6 +7,7 @@ stage needs no new loader.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -231,6 +232,7 @@ class _ValidationBatches(Dataset):
 
 def _named(source: Source, index: int, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
+    reason = re.sub(r"<_io\.BytesIO object at \w+>", "it", reason)
     return f"{source.where(index)}: {reason}"
 
 

@@ -100,13 +100,15 @@ class Trainer:
         self._clock = Clock(group.device.type == "cuda")
         self._broken = Broken(recipe.broken)
         self._workers = recipe.workers or 0
+        self._evaluated_at_once = recipe.device_batch or 32
+        self._tried, self._unread = 0, list[str]()  # images since the last look
         self._loss = torch.zeros((), device=group.device)  # of the steps since the last look
         self._looked = 0
 
     def run(self) -> Result:
         """Trains from the step it is at to the last one, or to where it is told to stop. Raises
         RecipeError for a loss that is no number and for more broken images than are allowed."""
-        result, stage = Result(self.number >= self.stream.total_steps), -1
+        result, stage = Result(self.position >= self.stream.end), -1
         deadline = _Deadline(self.recipe)
         self._looked = self.number
         with self.training_loader() as loader, self._validation_loader() as validation:
@@ -120,22 +122,29 @@ class Trainer:
                 size = self._stage(step).size
                 result.images[size] = result.images.get(size, 0) + step.images
 
-                last = self.number == self.stream.total_steps
+                last = step.end >= self.stream.end
                 # Every process has to do the same next.
                 stop, save = self.group.any(self.stop() or deadline.over, deadline.save)
-                save = save or stop or last or self._saves()
-                scored = last or self._evaluates(step)
-                if save or scored or self.number % _EVERY == 0:
+                scored = last or (self._evaluates(step) and not stop)
+                # Nothing is lost where it is killed while it evaluates.
+                save = save or stop or scored or self._saves()
+                if save or self.number % _EVERY == 0:
                     result.seconds += self._look(step)
-                if scored:
-                    result.evaluations.append(self._evaluate(validation))
                 if save:
                     self.save()
                     deadline.saved()
+                if scored:
+                    result.evaluations.append(self._evaluate(validation))
+                if save:
+                    self._clock.restart()
                 if stop or last:
                     result.finished = last
                     break
+            if result.finished and not result.evaluations:  # it was killed in its last one
+                result.evaluations.append(self._evaluate(validation))
         result.steps = self.number
+        if self._broken.count:
+            self.log.say(str(self._broken))
         return result
 
     def training_loader(self) -> Loader | DaliLoader:
@@ -155,8 +164,8 @@ class Trainer:
             self.data.validation,
             self.data.test_size,
             self.data.rule,
-            batch=self.recipe.device_batch or 32,
-            workers=min(self._workers, 4),
+            batch=self._evaluated_at_once,
+            workers=self._workers,
             rank=self.group.rank,
             world=self.group.world,
             pin=self.group.device.type == "cuda",
@@ -184,9 +193,8 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = next(batches)
-        for named in batch.broken:
-            self.log.say(f"left out: {named}")
-        self._broken.add(batch)
+        self._tried += len(batch)
+        self._unread.extend(batch.broken)
         self._clock.made(len(batch), batch.seconds)
         return batch
 
@@ -198,6 +206,7 @@ class Trainer:
         self._loss.zero_()
         if not math.isfinite(loss):
             raise RecipeError(self._diverged())
+        self._account_for_broken()
         images = self._clock.images
         speeds = self._clock.read(self._workers)
         stage = self._stage(step)
@@ -219,10 +228,32 @@ class Trainer:
         )
         return images / speeds[2]
 
+    def _account_for_broken(self) -> None:
+        """Names the images that could not be read since the last look, in whichever process. Where
+        they are too many, all processes keep a checkpoint and raise RecipeError."""
+        tried = int(self.group.sum(torch.tensor([self._tried + len(self._unread)])))
+        names = self.group.gather(self._unread)
+        self._tried, self._unread = 0, []
+        for named in self._broken.add(tried, names):
+            self.log.say(f"left out: {named}")
+        try:
+            self._broken.check()
+        except RecipeError:
+            self.save()
+            raise
+
     def _evaluate(self, batches: Loader) -> Evaluation:
-        score = self.learner.evaluate(batches)
+        share = math.ceil(len(self.data.validation) / self.group.world)
+        rounds = math.ceil(share / self._evaluated_at_once)
+        score = self.learner.evaluate(batches, self.data.test_size, rounds)
+        broken = Broken(self.recipe.broken)
+        for named in broken.add(score.images, self.group.gather(score.broken)):
+            self.log.say(f"left out of the evaluation: {named}")
+        broken.tried += broken.count
+        broken.check()
+        values = {name: value for name, value in asdict(score).items() if name != "broken"}
         epoch = self.stream.epoch(self.position)
-        found = Evaluation(self.number, epoch, self.data.test_size, **asdict(score))
+        found = Evaluation(self.number, epoch, self.data.test_size, **values)
         self.log.evaluation(found)
         return found
 
@@ -253,7 +284,8 @@ class Trainer:
         state = self.learner.state()
         if not self.group.first:
             return
-        if not all(t.isfinite().all() for t in state["network"].values() if t.is_floating_point()):
+        numbers = [t for t in state["network"].values() if t.is_floating_point()]
+        if not torch.stack([t.isfinite().all() for t in numbers]).all():
             raise RecipeError(self._diverged())
         about = {"step": self.number, "position": self.position, "about": self._about()}
         checkpoints.save(self.output, self.number, {**state, **about})

@@ -33,7 +33,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     rate = peak_rate(recipe)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=True)
+        return torch.optim.SGD(
+            groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0
+        )
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate)
     try:
@@ -57,14 +59,16 @@ def rate_factor(recipe: Recipe, epoch: float) -> float:
     """What the peak rate is multiplied by at an epoch (with fractions).
 
     A linear warm-up, and then, counted from the start, ``decay_rate`` once every ``decay_epochs``;
-    or half a cosine from the end of the warm-up to zero; or nothing.
+    or half a cosine to zero, which begins with the end of the warm-up (``preset`` paper) or with
+    the training (official); or nothing.
     """
     if epoch < recipe.warmup_epochs:
         return epoch / recipe.warmup_epochs
     if recipe.decay == "exponential":
         return recipe.decay_rate ** math.floor(epoch / recipe.decay_epochs + 1e-9)
     if recipe.decay == "cosine":
-        part = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+        begin = recipe.warmup_epochs if recipe.preset == "paper" else 0.0
+        part = (epoch - begin) / max(recipe.epochs - begin, 1e-9)
         return 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
     return 1.0
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from .errors import RecipeError
-from .schedule import Source
+from .schedule import SMALLEST, Source
 
 Name = Literal["imagenet1k", "imagenet21k", "finetune"]
 Optimizer = Literal["rmsproptf", "sgd", "adamw"]
@@ -70,6 +70,9 @@ class Recipe:
 
     # Regularisation that stays as it is.
     label_smoothing: float = _option(0.1, "of the targets")
+    bn_momentum: float | None = _option(
+        None, "of the norms' statistics (0.1, the official code's; the paper says 0.01)"
+    )
     drop_path: float = _option(0.2, "stochastic depth of the last block; the first has none")
     min_area: float | None = _option(
         None, "share of an image that a random crop takes at least (0.05; B0 to B3, V1: 0.08)"
@@ -84,7 +87,6 @@ class Recipe:
     holdout: float | None = _option(
         None, "share of DIR that is kept to evaluate on (0.1, where there is nothing else)"
     )
-    multi_label: bool = _option(False, "images have several labels (ImageNet-21k)")
     loader: Decoder = _option("pil", "what decodes images")
     workers: int | None = _option(
         None, "processes that make images (the machine's cores, at most 16)"
@@ -122,6 +124,18 @@ class Recipe:
                 raise RecipeError(f"{option(name)} must be 0 to 1, got {getattr(self, name)}")
         if self.warmup_epochs < 0 or self.grow_batch < 1.0:
             raise RecipeError("--warmup-epochs must be at least 0 and --grow-batch at least 1")
+        for name in ("clip", "min_area", "alpha", "wall_minutes", "bn_momentum", "decay_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RecipeError(f"{option(name)} must be above 0, got {value}")
+        for name in ("min_area", "bn_momentum", "dropout", "momentum"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= (0.99 if name == "dropout" else 1.0):
+                raise RecipeError(f"{option(name)} must be 0 to 1 (dropout: 0.99), got {value}")
+        if self.workers is not None and self.workers < 0:
+            raise RecipeError(f"--workers must be at least 0, got {self.workers}")
+        if self.test_size is not None and self.test_size < SMALLEST:
+            raise RecipeError(f"--test-size {self.test_size} is too small: at least {SMALLEST}")
         if self.finetune and self.init is None and self.resume in ("auto", "no"):
             raise RecipeError("--finetune needs --init FILE: the weights to begin with")
 
@@ -140,7 +154,8 @@ def resolved(recipe: Recipe, images: int, *, world: int, cuda: bool, cores: int)
     """The recipe without None where a value is needed.
 
     images: of the training data. A batch is the paper's 4096, or the largest power of two that
-    leaves twenty steps an epoch; it and ``device_batch`` are rounded to what the processes share.
+    leaves twenty steps an epoch, rounded to what the processes share. cores: that each process may
+    use.
     """
     batch = recipe.batch or min(4096, 2 ** max(3, (images // 20).bit_length() - 1))
     device_batch = recipe.device_batch or (128 if cuda else 32)
@@ -150,7 +165,7 @@ def resolved(recipe: Recipe, images: int, *, world: int, cuda: bool, cores: int)
         recipe,
         batch=batch,
         device_batch=device_batch,
-        workers=min(16, max(1, cores // world)) if recipe.workers is None else recipe.workers,
+        workers=min(16, max(1, cores)) if recipe.workers is None else recipe.workers,
         amp=recipe.amp or ("bf16" if cuda else "no"),
     )
 
@@ -165,6 +180,12 @@ def accumulation(recipe: Recipe, world: int) -> int:
             f"--batch {recipe.batch} cannot be shared by {world} processes: "
             f"take a multiple of {world}"
         )
-    return next(
-        n for n in range(1, share + 1) if share % n == 0 and share // n <= recipe.device_batch
-    )
+    most = recipe.device_batch
+    parts = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+    if parts > 1 and share // parts < most / 2:
+        near = world * most * max(1, round(share / most))
+        raise RecipeError(
+            f"--batch {recipe.batch} falls into parts of {share // parts} images, far below the"
+            f" {most} of --device-batch: take {near}, or another --device-batch"
+        )
+    return parts

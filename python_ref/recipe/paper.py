@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 from .errors import RecipeError
-from .options import Name, Recipe
+from .options import Name, Recipe, option
 from .schedule import Policy, Regularisation, Schedule, Source, fixed, progressive
 
 
@@ -124,14 +124,14 @@ def imagenet21k(source: Source = "paper") -> dict[str, Any]:
         "decay": "cosine",
         "warmup_epochs": 1.0,
         "label_smoothing": 0.0,
-        "multi_label": True,
         **({"drop_path": 0.0, "stages": 1, "max_size": 224} if source == "official" else {}),
     }
 
 
 def finetune(source: Source = "paper") -> dict[str, Any]:
     """15 epochs of 512 images a step at a peak rate of 0.001, cutout only. The paper lets the rate
-    fall by a cosine and has no weight decay; the official code keeps both as they are."""
+    fall by a cosine and has no weight decay; the official code keeps both as they are. Both train
+    for 10,000 steps at least, which small data take more epochs for (``--epochs``)."""
     return {
         "finetune": True,
         "epochs": 15.0,
@@ -165,12 +165,10 @@ def make_schedule(recipe: Recipe, network: str | None, size: int, test_size: int
         official code fine-tunes, in multiples of 16.
     Raises RecipeError.
     """
-    plain = recipe.recipe == "finetune" or (
-        recipe.recipe == "imagenet21k" and recipe.preset == "official"
-    )
+    _check(recipe)
     if recipe.schedule is not None:
         made = Schedule.load(recipe.schedule)
-    elif plain and recipe.stages == 1:
+    elif _is_plain(recipe):
         # What is left of regularisation there does not change.
         one = recipe.max_size or test_size // 16 * 16
         rates = Regularisation(**_chosen(recipe))
@@ -190,7 +188,35 @@ def make_schedule(recipe: Recipe, network: str | None, size: int, test_size: int
             seed=recipe.seed,
             **_chosen(recipe),
         )
-    return made.with_larger_batches(recipe.grow_batch)
+    # A schedule of a file has batches of its own.
+    return made.with_larger_batches(recipe.grow_batch) if recipe.grow_batch > 1.0 else made
+
+
+def choose_test_size(recipe: Recipe, schedule: Schedule, size: int, test_size: int) -> int:
+    """Pixels of evaluation. What trains at one size is evaluated at it; another largest size in
+    training than the network's own ``size`` changes its ``test_size`` in proportion."""
+    if recipe.test_size is not None:
+        return recipe.test_size
+    if _is_plain(recipe):
+        return schedule.stages[-1].size
+    return test_size if recipe.max_size is None else round(test_size * recipe.max_size / size)
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether it is a recipe of one size without progressive learning."""
+    official = recipe.preset == "official"
+    return recipe.recipe == "finetune" or (recipe.recipe == "imagenet21k" and official)
+
+
+def _check(recipe: Recipe) -> None:
+    """Options that would do nothing."""
+    one = _is_plain(recipe) or recipe.stages == 1
+    idle = ("min_size", "random_resize") if one else ()
+    for name in idle:
+        if getattr(recipe, name) is not None:
+            raise RecipeError(f"{option(name)} does nothing in a schedule of one stage")
+    if _is_plain(recipe) and recipe.stages != 1:
+        raise RecipeError(f"--stages {recipe.stages}: the recipe {recipe.recipe} has one")
 
 
 def _chosen(recipe: Recipe) -> dict[str, float]:

@@ -21,7 +21,7 @@ from .groups import Group, joined
 from .logs import Log
 from .loop import Data, Result, Trainer, stream_of
 from .options import Recipe, resolved
-from .paper import make_schedule
+from .paper import choose_test_size, make_schedule
 from .schedule import Schedule
 from .sources import Source, open_splits
 from .transforms import LEGACY, OFFICIAL
@@ -51,22 +51,20 @@ def run(
             len(training),
             world=group.world,
             cuda=group.device.type == "cuda",
-            cores=len(os.sched_getaffinity(0)),
+            cores=len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         )
-        schedule = make_schedule(
-            recipe,
-            models.schedule_network(recipe.model),
-            models.training_size(recipe.model),
-            models.evaluation_size(recipe.model),
-        )
+        sizes = models.training_size(recipe.model), models.evaluation_size(recipe.model)
+        schedule = make_schedule(recipe, models.schedule_network(recipe.model), *sizes)
+        test_size = choose_test_size(recipe, schedule, *sizes)
         if recipe.schedule is not None:
             recipe = replace(recipe, epochs=schedule.epochs)
-        found = _checkpoint(recipe, output)
-        state = checkpoints.load(found) if found is not None else None
-        steps = stream_of(recipe, schedule, len(training), group.world).total_steps
-        with _log(recipe, schedule, group, state["step"] if state else 0, steps) as log:
+        found = group.as_first(lambda: _checkpoint(recipe, output))
+        state = checkpoints.load(Path(found)) if found is not None else None
+        stream = stream_of(recipe, schedule, len(training), group.world)
+        done = (state["step"], state["position"]) if state else (0, 0)
+        with _log(recipe, schedule, group, done[0], stream.total_steps(*done)) as log:
             model = _network(recipe, len(training.classes), log)
-            data = _data(recipe, training, validation)
+            data = _data(recipe, training, validation, test_size)
             with _told_to_stop() as stop:
                 trainer = Trainer(
                     model,
@@ -81,8 +79,10 @@ def run(
                 )
                 log.say(_announcement(recipe, schedule, trainer, where))
                 if state is not None and found is not None:
-                    trainer.resume(state, found)
+                    trainer.resume(state, Path(found))
                     log.say(f"going on from {found}, step {trainer.number}")
+                    for path in checkpoints.forget_after(output, done[0]) if group.first else ():
+                        log.say(f"deleted {path}, of the run that is not gone on with")
                 del state
                 result = trainer.run()
             weights = trainer.learner.weights()
@@ -111,14 +111,15 @@ def _open(recipe: Recipe, where: str, group: Group) -> tuple[Source, Source]:
             group.wait()
 
 
-def _checkpoint(recipe: Recipe, output: Path) -> Path | None:
-    """Which checkpoint to go on from."""
+def _checkpoint(recipe: Recipe, output: Path) -> str | None:
+    """Which checkpoint to go on from; after torchrun's restart, its own newest."""
     newest = checkpoints.newest(output)
-    if recipe.resume == "auto":
-        return newest
-    if recipe.resume != "no":
-        return Path(recipe.resume)
-    if newest is not None:
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if newest is not None and (recipe.resume == "auto" or restarted):
+        return str(newest)
+    if recipe.resume not in ("auto", "no"):
+        return recipe.resume
+    if newest is not None and recipe.resume == "no":
         raise RecipeError(
             f"--resume no, but {newest} is there: take another --output, or delete the folder"
         )
@@ -137,13 +138,15 @@ def _log(recipe: Recipe, schedule: Schedule, group: Group, begin: int, steps: in
 def _network(recipe: Recipe, classes: int, log: Log) -> nn.Module:
     torch.manual_seed(seed_of(recipe.seed, "weights"))
     model = models.create(recipe.model, classes, drop_path=recipe.drop_path, dropout=None)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = recipe.bn_momentum or norm.momentum
     if recipe.init is not None:
         said = initial.load_initial(model, recipe.init, classes, reset_classifier=recipe.finetune)
         log.say(said)
     return model
 
 
-def _data(recipe: Recipe, training: Source, validation: Source) -> Data:
+def _data(recipe: Recipe, training: Source, validation: Source, size: int) -> Data:
     rule = models.evaluation_rule(recipe.model)
     usual = OFFICIAL if rule == "official" else LEGACY
     making = replace(
@@ -155,10 +158,6 @@ def _data(recipe: Recipe, training: Source, validation: Source) -> Data:
         cutout=recipe.cutout,
         decoder=recipe.loader,
     )
-    size = models.evaluation_size(recipe.model)
-    if recipe.max_size is not None:  # as much larger than in training as the network's own is
-        size = round(size * recipe.max_size / models.training_size(recipe.model))
-    size = recipe.test_size or size
     return Data(training, validation, making, models.normalisation(recipe.model), rule, size)
 
 
@@ -181,7 +180,7 @@ def _announcement(recipe: Recipe, schedule: Schedule, trainer: Trainer, where: s
             f"{where}: {len(data.train):,} images of {len(data.train.classes)} classes to train"
             f" on, {len(data.validation):,} to evaluate on, at {data.test_size} pixels",
             str(schedule),
-            f"{trainer.stream.total_steps:,} steps; a step takes {recipe.batch} images, in"
+            f"{trainer.stream.total_steps():,} steps; a step takes {recipe.batch} images, in"
             f" {processes} on {group.device.type}, each in {trainer.stream.accumulate} part(s)",
             str(recipe),
         )

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import RecipeError
 
@@ -131,6 +131,8 @@ class Schedule:
                 Stage(**{**stage, "regularisation": Regularisation(**stage["regularisation"])})
                 for stage in found.pop("stages")
             )
+            if found.get("policy", "none") not in get_args(Policy):
+                raise ValueError(f"policy {found['policy']!r}")
             return cls(stages=stages, **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RecipeError(f"this is no schedule: {error}") from error
@@ -187,8 +189,7 @@ def progressive(
         parts = [(end, 1.0 if stages == 1 else i / (stages - 1)) for i, end in enumerate(ends)]
     lengths = [epochs / len(parts)] * len(parts)
     if random_resize is not None:
-        whole = [min(random_resize, epochs - i * random_resize) for i in range(len(parts))]
-        lengths = whole
+        lengths = [min(random_resize, epochs - i * random_resize) for i in range(len(parts))]
 
     def size(part: float) -> int:
         exact = sizes[0] + (sizes[1] - sizes[0]) * part
@@ -208,7 +209,9 @@ def _random_parts(epochs: float, every: float, seed: int) -> list[tuple[float, f
     if not every > 0:
         raise RecipeError(f"random_resize must be above 0 epochs, got {every}")
     draw = random.Random(seed)
-    return [(part, part) for part in (draw.random() for _ in range(math.ceil(epochs / every)))]
+    return [
+        (part, part) for part in (draw.random() for _ in range(math.ceil(epochs / every - 1e-9)))
+    ]
 
 
 def fixed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,11 +20,19 @@ def shard(model: nn.Module, group: Group) -> None:
     unit, whose weights are whole only while it runs. Raises RecipeError for a single process."""
     if group.world == 1:
         raise RecipeError("--fsdp shares a network among processes: start them with torchrun")
-    blocks = [child for m in model.modules() if isinstance(m, nn.Sequential) for child in m]
-    for block in blocks:
-        if any(True for _ in block.parameters()) and not isinstance(block, nn.Sequential):
-            fully_shard(block)
+    for block in _blocks(model):
+        fully_shard(block)
     fully_shard(model)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules of stages, which are plain Sequentials."""
+    for child in module.children():
+        if type(module) is nn.Sequential and type(child) is not nn.Sequential:
+            if any(True for _ in child.parameters()):
+                yield child
+        else:
+            yield from _blocks(child)
 
 
 def replicate(model: nn.Module, group: Group) -> nn.Module:
@@ -60,10 +69,14 @@ def load_network(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """As ``optimizer.load_state_dict``, of a state with whole tensors."""
+    """As ``optimizer.load_state_dict``, of a state with whole tensors; the optimizer's options stay
+    as they are."""
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
                 values[name] = sharded_like(value, parameters[number])
     optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)

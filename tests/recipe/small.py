@@ -96,13 +96,14 @@ def trainer(
     network: Callable[[], nn.Module] = lambda: python_ref_network(FEW, drop_path=0.3),
     source: Stripes | None = None,
     log: Log | None = None,
+    validation_images: int = 20,
     **settings: Any,
 ) -> Trainer:
     of = schedule(chosen.epochs) if of is None else of
     training = Stripes() if source is None else source
-    data = Data(training, Stripes(20), Making(min_area=0.5), "half", "official", 48)
+    data = Data(training, Stripes(validation_images), Making(min_area=0.5), "half", "official", 48)
     torch.manual_seed(1)
     if log is None:
-        steps = stream_of(chosen, of, len(training), group.world).total_steps
+        steps = stream_of(chosen, of, len(training), group.world).total_steps()
         log = Log(None, of, title="small", begin=0, total_steps=steps, quiet=True)
     return Trainer(network(), chosen, of, data, group, log, output=output, **settings)

@@ -28,6 +28,15 @@ def test_the_last_two_are_kept(tmp_path) -> None:
     assert [checkpoints.load(p)["step"] for p in checkpoints.listed(tmp_path)] == [100, 1000]
 
 
+def test_what_a_run_abandons(tmp_path) -> None:
+    """It goes on from an older one; the newer ones are then not the newest of it."""
+    paths = [checkpoints.save(tmp_path, step, state(step)) for step in (500, 1000)]
+    assert checkpoints.forget_after(tmp_path, 500) == paths[1:]
+    checkpoints.save(tmp_path, 510, state(510))
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None and checkpoints.load(newest)["step"] == 510
+
+
 def test_none(tmp_path) -> None:
     assert checkpoints.newest(tmp_path) is None and checkpoints.newest(tmp_path / "no") is None
 

@@ -64,7 +64,7 @@ def test_goes_on_from_anywhere() -> None:
 def test_steps_and_stages() -> None:
     whole = stream(1.0, 2.0, images=24, growth=2.5)
     steps = list(whole.steps())
-    assert whole.total_steps == len(steps)
+    assert whole.total_steps() == len(steps)
     assert [s.images for s in steps] == [10] * 3 + [4] * 11  # 24 images in tens, the rest in fours
     assert [s.stage for s in steps] == [0] * 3 + [1] * 11
     assert all(one.end == two.position for one, two in zip(steps, steps[1:], strict=False))

@@ -271,15 +271,21 @@ def batch_of(good: int, broken: int) -> Batch:
 def test_few_broken_images_are_counted() -> None:
     broken = Broken()
     for _ in range(3):
-        broken.add(batch_of(5, 3))
-    assert (broken.tried, broken.count, len(broken.names)) == (24, 9, 3)
+        broken.add(8, [f"{i}.jpg: cut" for i in range(3)])
+        broken.check()
+    assert not broken.add(0, ["1.jpg: cut"]) and broken.add(1, ["9.jpg: cut"] * 2) == ["9.jpg: cut"]
+    broken.count -= 3
+    broken.tried -= 1
+    assert (broken.tried, broken.count, len(broken.names)) == (24, 9, 4)
 
 
 def test_more_broken_images_than_the_share_end_the_run() -> None:
     broken = Broken(share=0.02)
-    broken.add(batch_of(980, 20))
-    with pytest.raises(RecipeError, match=r"21 of 1001 images.*more than 2.0%.*19.jpg: cut"):
-        broken.add(batch_of(0, 1))
+    broken.add(1000, [f"{i}.jpg: cut" for i in range(20)])
+    broken.check()
+    broken.add(1, ["20.jpg: cut"])
+    with pytest.raises(RecipeError, match=r"21 of 1001 images.*more than 2.0%.*20.jpg: cut"):
+        broken.check()
 
 
 def test_normalised_pixels() -> None:

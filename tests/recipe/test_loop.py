@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import effv2_kernels as ek
-from python_ref.recipe import RecipeError, Regularisation, checkpoints, fixed
+from python_ref.recipe import RecipeError, Regularisation, checkpoints, fixed, preset
 from python_ref.recipe.loop import Trainer
 from python_ref.recipe.optimisation import make_optimizer
 from tests.recipe import small
@@ -221,3 +221,66 @@ def test_it_ends_on_time(tmp_path: Path) -> None:
     trainer = small.trainer(small.recipe(wall_minutes=1e-9), output=tmp_path)
     result = trainer.run()
     assert not result.finished and result.steps == 1 and checkpoints.newest(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["fp16", "adamw", "sgd", "grown", "random", "clip"])
+def test_resumes_bit_for_bit_with(tmp_path: Path, how: str) -> None:
+    values: dict = {
+        "fp16": {"amp": "fp16"},
+        "adamw": {"optimizer": "adamw", "lr": 0.01},
+        "sgd": {"optimizer": "sgd"},
+        "clip": {"clip": 0.1},
+    }.get(how, {})
+    of = small.schedule()
+    if how == "grown":
+        of = of.with_larger_batches()
+    if how == "random":
+        of = preset("s", epochs=3.0, min_size=32, max_size=48, random_resize=0.7)
+    recipe = small.recipe(device_batch=32, save_steps=1, **values)
+
+    def make(output: Path | None = None) -> Trainer:
+        trainer = small.trainer(recipe, of=of, output=output)
+        trainer.learner.scaler.set_growth_interval(3)  # so that its scale changes
+        return trainer
+
+    whole, first, second = make(), make(tmp_path), make()
+    whole.run()
+    first.stop = lambda: first.number >= 5
+    assert not first.run().finished
+    path = checkpoints.newest(tmp_path)
+    assert path is not None
+    second.resume(checkpoints.load(path), path)
+    assert second.run().finished
+    assert_equal(state_of(second), state_of(whole))
+    assert second.learner.scaler.state_dict() == whole.learner.scaler.state_dict()
+
+
+def test_options_of_this_run_hold(tmp_path: Path) -> None:
+    """A resumed run has its own weight decay and its own batch, and ends where the data do."""
+    first = small.trainer(small.recipe(save_steps=5), output=tmp_path)
+    first.stop = lambda: first.number >= 5
+    first.run()
+    path = checkpoints.newest(tmp_path)
+    assert path is not None
+    second = small.trainer(small.recipe(batch=4, device_batch=4, weight_decay=0.5))
+    second.resume(checkpoints.load(path), path)
+    assert [g["weight_decay"] for g in second.learner.optimizer.param_groups] == [0.5, 0.0]
+    result = second.run()
+    assert result.finished and result.steps == 5 + (120 - 40) // 4 and result.evaluations
+
+
+def test_killed_in_its_last_evaluation(tmp_path: Path) -> None:
+    trainer = small.trainer(small.recipe(epochs=1.0), output=tmp_path)
+    trainer._evaluate = _killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    again = small.trainer(small.recipe(epochs=1.0))
+    path = checkpoints.newest(tmp_path)
+    assert path is not None
+    again.resume(checkpoints.load(path), path)
+    result = again.run()
+    assert result.finished and len(result.evaluations) == 1
+
+
+def _killed(_: object) -> None:
+    raise KeyboardInterrupt

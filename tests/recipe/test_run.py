@@ -73,7 +73,7 @@ def test_from_a_folder_to_weights(folder: Path, tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop(folder: Path, tmp_path: Path, capsys, monkeypatch, number) -> None:
     """A checkpoint, status 0 and the command that goes on; and the same weights at the end."""
-    monkeypatch.setattr("sys.argv", ["effv2_kernels", "train", "DIR", "--seed", "3"])
+    monkeypatch.setattr("sys.argv", ["x", "train", "DIR", "--resume", "no", "--seed", "3"])
     before = signal.getsignal(number)
 
     def tell() -> None:
@@ -89,7 +89,7 @@ def test_told_to_stop(folder: Path, tmp_path: Path, capsys, monkeypatch, number)
     thread.join()
     assert signal.getsignal(number) is before
     printed = capsys.readouterr().out
-    assert "To go on: python -m effv2_kernels train DIR --seed 3" in printed
+    assert "To go on: python -m effv2_kernels train DIR --seed 3\n" in printed
     newest = checkpoints.newest(tmp_path / "stopped")
     assert newest is not None and f"step {checkpoints.load(newest)['step']}" in printed
 
@@ -154,6 +154,15 @@ def test_bad_folders(tmp_path: Path, capsys) -> None:
         (("--finetune",), "--init"),
         (("--validation", "gone"), "gone"),
         (("--fsdp",), "torchrun"),
+        (("--clip", "-1"), "--clip"),
+        (("--test-size", "8"), "--test-size"),
+        (("--dropout", "1"), "--dropout"),
+        (("--min-area", "2"), "--min-area"),
+        (("--workers", "-1"), "--workers"),
+        (("--stages", "1"), "--min-size"),
+        (("--device", "cuda:77"), "--device"),
+        (("--device", "abacus"), "--device"),
+        (("--batch", "31", "--device-batch", "8"), "--batch 31"),
     ],
 )
 def test_bad_options(folder: Path, tmp_path: Path, capsys, options, word) -> None:
@@ -188,5 +197,7 @@ def test_broken_images(folder: Path, tmp_path: Path, capsys) -> None:
     assert "13.png" in (tmp_path / "few" / "log.txt").read_text()
     for path in sorted(images.glob("class[0-5]/*.png")):
         path.write_bytes(path.read_bytes()[:60])
+    log = (tmp_path / "few" / "log.txt").read_text()
+    assert log.count("left out: ") == 1 and "2 of 66 images could not be read" in log
     said = refused(capsys, images, *SMALL, "--epochs", 20, "--output", tmp_path / "many")
     assert "could not be read" in said and ".png" in said
