@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -65,10 +66,13 @@ def _decode_with_torchvision(encoded: bytes | Image.Image) -> Tensor | None:
     if not isinstance(encoded, bytes):
         return None
     data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-    try:
-        image = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError:
-        return None
+    with warnings.catch_warnings():
+        # Since 0.29 every image would say that TorchCodec is to take its place.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            image = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
+        except RuntimeError:
+            return None
     image = image.reshape(-1, *image.shape[-3:])[0]  # a GIF has several
     return functional.to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 

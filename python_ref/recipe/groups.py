@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from .errors import RecipeError
 
@@ -77,7 +78,16 @@ def joined(device: str | None = None) -> Iterator[Group]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Group(0, 1, where)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    store, rank, world = next(iter(rendezvous("env://")))
+    # torchrun's restarted processes get the store of those before them, whose addresses are still
+    # in it.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"attempt{attempt}", store),
+        rank=rank,
+        world_size=world,
+    )
     control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
     yield Group(dist.get_rank(), dist.get_world_size(), where, control)
     # Not after an error: the others may be waiting within an exchange, until this process ends.
