@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .errors import RecipeError
 from .groups import Group
@@ -100,9 +99,9 @@ class Average:
         """The norms' statistics are each process's own: all take the first one's, which are kept
         and evaluated."""
         if group.world > 1:
-            for tensor in self.tensors.values():
-                if not isinstance(tensor, DTensor):
-                    dist.broadcast(tensor, 0)
+            for name, live in self._live.items():
+                if not isinstance(live, nn.Parameter):  # which are the same in all
+                    dist.broadcast(self.tensors[name], 0)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -15,9 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
-import matplotlib.pyplot
-import numpy as np
-import timm.optim  # noqa: F401  (for the forks)
+import matplotlib.pyplot  # noqa: F401  (for the forks, as the next)
+import timm.optim  # noqa: F401
 import torch
 from torch import Tensor
 
@@ -130,6 +129,4 @@ def main(folder: Path, images: Path, kills: int, world: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    np.random.seed(0)
-    matplotlib.pyplot.close("all")
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

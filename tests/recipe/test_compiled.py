@@ -33,7 +33,7 @@ def test_no_graph_after_the_second_size() -> None:
         return found
 
     counters.clear()
-    trainer._step = counted  # type: ignore[method-assign]
+    trainer._step = counted
     result = trainer.run()
     stages = [step.stage for step in trainer.stream.steps()]
     assert result.finished and len(set(stages)) == 4

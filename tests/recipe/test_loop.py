@@ -87,7 +87,7 @@ def test_accumulation_is_the_mean() -> None:
 
 def _frozen(model: nn.Module) -> nn.Module:
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.train = lambda mode=True, norm=norm: norm  # type: ignore[method-assign,misc]
+        norm.train = lambda mode=True, norm=norm: norm
         norm.training = False
     return model
 
@@ -99,7 +99,7 @@ def test_stages_change_everything(tmp_path: Path) -> None:
     def watch(model: nn.Module) -> None:
         def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if module.training:
-                rate = round(model.dropout.rate.item(), 3)  # type: ignore[union-attr]
+                rate = round(model.dropout.rate.item(), 3)
                 seen.append((inputs[0].shape[-1], rate, len(inputs[0])))
 
         model.register_forward_pre_hook(look)
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
 def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
     trainer = small.trainer(small.recipe(), output=tmp_path)
     with torch.no_grad():
-        trainer.learner.model.classifier.weight[0, 0] = math.inf  # type: ignore[union-attr,index]
+        trainer.learner.model.classifier.weight[0, 0] = math.inf
     with pytest.raises(RecipeError, match="no number"):
         trainer.save()
     assert checkpoints.newest(tmp_path) is None
@@ -271,7 +271,7 @@ def test_options_of_this_run_hold(tmp_path: Path) -> None:
 
 def test_killed_in_its_last_evaluation(tmp_path: Path) -> None:
     trainer = small.trainer(small.recipe(epochs=1.0), output=tmp_path)
-    trainer._evaluate = _killed  # type: ignore[method-assign]
+    trainer._evaluate = _killed
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     again = small.trainer(small.recipe(epochs=1.0))

@@ -32,7 +32,7 @@ def without_statistics() -> nn.Module:
     """Batch norms that no batch moves: then it makes no difference who takes which image."""
     model = python_ref_network(FEW, drop_path=0.0)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.train = partial(_unmoved, norm)  # type: ignore[method-assign]
+        norm.train = partial(_unmoved, norm)
         norm.training = False
     return model
 
