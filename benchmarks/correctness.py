@@ -28,6 +28,8 @@ _WORST = 1e9
 # Characters of two messages that are the same: what comes behind is paths and numbers.
 _ALIKE = 120
 _NATIVE = ("stem", "depthwise_bias_act", "expand_depthwise", "squeeze_excite_gate")
+#: The outcome of a file whose tests could not be collected: nobody knows what is right.
+UNCOLLECTED = "uncollected"
 Record = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ def command(arguments: argparse.Namespace) -> int:
     records = read(path)
     results.upsert(path.with_name("results.csv"), rows(records, torch.device(arguments.device)))
     print("\n".join([*groups(records), *failures(records)]))
-    return int(not records or any(record["outcome"] == "failed" for record in records))
+    return int(not records or any(record["outcome"] != "passed" for record in records))
 
 
 def read(path: Path, commit: str | None = None) -> list[Record]:
@@ -96,15 +98,19 @@ def groups(records: Iterable[Record]) -> list[str]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """Under how many there are, a line for each test that failed, with its shape and figures; then
-    one for all that came to no figures, for the same reason."""
+    """Under how many there are, a line for each file that could not be collected; for each test
+    that failed, with its shape and figures; then one for all that came to no figures, for the same
+    reason."""
+    missing = [record for record in records if record["outcome"] == UNCOLLECTED]
+    records = [record for record in records if record["outcome"] != UNCOLLECTED]
     failed = [record for record in records if record["outcome"] == "failed"]
     failed.sort(key=lambda record: all(check["passed"] for check in record["checks"]))
     alike: dict[str, list[Record]] = {}
     for record in failed:
         wrong = any(not check["passed"] for check in record["checks"])
         alike.setdefault(record["test"] if wrong else _why(record)[:_ALIKE], []).append(record)
-    lines = [f"{len(records)} tests, {len(failed)} failed"] if records else []
+    lines = [f"{len(records)} tests, {len(failed)} failed"] if records or missing else []
+    lines += [f"NOT COLLECTED {record['test']}: {record['message']}" for record in missing]
     for first, *others in alike.values():
         rest = f" and {len(others)} more" if others else ""
         lines.append(f"FAILED {first['test'].removeprefix('tests/gpu/')}{rest}: {_why(first)}")

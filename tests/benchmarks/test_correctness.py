@@ -77,6 +77,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[correctness.Record
         text = (ROOT / "tests/gpu" / name).read_text()
         (planted / name).write_text(text.replace("LIMIT_SECONDS = 60", "LIMIT_SECONDS = 4"))
     (planted / "test_planted.py").write_text(PLANTED)
+    (planted / "test_stem_again.py").write_text("import math\n\nmath.stem()\n")
     (planted.parent / "support.py").write_text((ROOT / "tests/support.py").read_text())
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-n", "2"]
@@ -101,12 +102,17 @@ def test_what_is_wrong_fails_and_nothing_else(records: list[correctness.Record])
         *("test_wrong", "test_nan", "test_breaks_the_context", "test_hangs"),
         *("test_wrong_network", "test_leaves_a_switch", "test_passes_and_leaves_a_broken_context"),
     }
-    assert len(found) == 20
+    assert len(found) == 21
+    assert found["tests/gpu/test_stem_again.py"] == correctness.UNCOLLECTED
+    assert ("stem", "triton") in correctness.faulty(records)  # of test_nan, not of that file
+    assert ("stem", "cuda") not in correctness.faulty(records)
 
 
 def test_the_verdict_names_each_with_its_figures(records: list[correctness.Record]) -> None:
     text = "\n".join([*correctness.groups(records), *correctness.failures(records)])
     assert "20 tests, 7 failed" in text and len(text) < 6000
+    missing = "NOT COLLECTED tests/gpu/test_stem_again.py: AttributeError: "
+    assert [line.startswith(missing) for line in text.splitlines()].count(True) == 1
     assert "test_wrong: error 1.0e-02" in text and "(n 7)" in text
     assert "illegal memory access" in text
     assert "FAILED test_planted.py::test_leaves_a_switch: " in text

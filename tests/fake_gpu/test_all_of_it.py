@@ -104,6 +104,7 @@ def what_is_wrong_is_named_with_its_figures_and_nothing_else(whole: Whole) -> No
     assert "crashed while running" in hang
     assert why and all("PTXAS error" in words or REFUSED in words for words in why.values())
     records = correctness.read(whole.folder / "checks.jsonl")
+    assert {record["outcome"] for record in records} == {"passed", "failed"}  # none uncollected
     failed = [record["message"] for record in records if record["outcome"] == "failed"]
     refused = [message for message in failed if REFUSED in message]
     assert len(failed) == len(refused) + len(PLANTED)

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,32 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """In the process that runs all (which is not a worker): one line of JSON a test, at once."""
     relevant = report.when == "call" or report.failed
-    if os.environ.get("PYTEST_XDIST_WORKER") or not _is_ours(report.nodeid) or not relevant:
+    if relevant and not report.skipped and _is_ours(report.nodeid):
+        seconds = round(getattr(report, "duration", 0.0), 2)
+        checks = dict(report.user_properties).get("checks", [])
+        _record(report.nodeid, report.outcome, _message(report), seconds, checks)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be imported has tests that would not be missed."""
+    if report.failed and _is_ours(report.nodeid):
+        last = str(report.longrepr).strip().splitlines()[-1]
+        _record(report.nodeid, correctness.UNCOLLECTED, last.removeprefix("E").strip())
+
+
+def _record(
+    test: str, outcome: str, message: str, seconds: float = 0.0, checks: Sequence[Any] = ()
+) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
         return
     record = {
-        "test": report.nodeid,
-        "outcome": report.outcome,
-        "seconds": round(getattr(report, "duration", 0.0), 2),
-        "message": _message(report),
+        "test": test,
+        "outcome": outcome,
+        "seconds": seconds,
+        "message": message,
         "commit": os.environ.get("EFFV2_COMMIT", "unknown"),
-        "checks": dict(report.user_properties).get("checks", []),
+        "checks": list(checks),
     }
-    if report.skipped:
-        return
     _RECORDS.append(record)
     path = os.environ.get("EFFV2_CHECKS")
     if path:

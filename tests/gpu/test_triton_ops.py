@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effv2_kernels.engines import triton as triton_ops
 from effv2_kernels.engines.triton import _arguments, _launch
-from effv2_kernels.patching import backends
+from effv2_kernels.patching.backends import backends
 from tests.gpu.verdicts import described, judge
 from tests.ops.cases import (
     ACTS,
