@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effv2_kernels.measuring.networks import NetworkError
 
-from . import compare, correctness, gpu, options, plots, readme, results, tuned, verdict
+from . import compare, correctness, counters, gpu, options, plots, readme, results, tuned, verdict
 from .measure import LOST, ContextLost
 from .options import Options
 from .quiet import MachineBusy
@@ -96,6 +96,7 @@ COMMANDS = {
     "correctness": correctness,
     "tuned": tuned,
     "verdict": verdict,
+    "counters": counters,
     "gpu": gpu,
 }
 

@@ -91,9 +91,9 @@ def groups(records: Iterable[Record]) -> list[str]:
     for (op, engine, dtype), checks in _groups(records).items():
         wrong, worst = sum(not check["passed"] for check in checks), max(map(_ratio, checks))
         right = len(checks) - wrong
-        line = f"{op:<20}{engine:<7}{dtype:<9}{right:>5}{wrong or '-':>6}  {worst:.3g}"
+        line = f"{op:<20}{engine:<8}{dtype:<9}{right:>5}{wrong or '-':>6}  {worst:.3g}"
         lines.append((not wrong, -worst, line))
-    heading = f"{'op':<20}{'engine':<7}{'dtype':<9}{'right':>5}{'wrong':>6}  worst / PyTorch's"
+    heading = f"{'op':<20}{'engine':<8}{'dtype':<9}{'right':>5}{'wrong':>6}  worst / PyTorch's"
     return [heading, *(line for *_, line in sorted(lines))] if lines else []
 
 
