@@ -51,8 +51,9 @@ def test_a_write_is_seen(layout: str, write: Callable[[nn.Module], None], runs: 
     plain = copy.deepcopy(model)
     ek.patch(model)
     x = torch.randn(4, 3, 64, 64, device="cuda")
-    run = ek.capture(model, x) if runs == "capture" else model
+    # Around the capture too: the kernels of a graph are chosen there.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        run = ek.capture(model, x) if runs == "capture" else model
         stale = run(x).clone()
         write(model)
         plain.load_state_dict(model.state_dict())
