@@ -1,5 +1,5 @@
-"""``python -m benchmarks counters``: what the GPU's hardware counters say of each operator's kernels,
-read by Nsight Compute (``ncu``): which unit is busy, and what warps wait for."""
+"""``python -m benchmarks counters``: what the hardware counters of a GPU say of the operators'
+kernels, read by Nsight Compute (``ncu``): which unit is busy, and what warps wait for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import options, results
+from . import options
 from .ops.cases import OP_OF
 from .options import Options
 from .suites import operators

@@ -170,7 +170,7 @@ _RANGES = {
     **{name: (16, 512) for name in ("block_m", "block_n", "block_k", "block_e")},
     **{name: (0, 256) for name in ("block_r", "block_f")},
     **{"block_p": (1, 512), "block_c": (8, 512), "warps": (1, 16), "stages": (1, 8)},
-    **{"split_k": (1, 64), "parts": (1, 4096), "tiles": (1, 4096)},
+    **{"split_k": (1, 64), "parts": (1, 4096), "tiles": (1, 4096), "resident": (0, 16)},
 }
 
 

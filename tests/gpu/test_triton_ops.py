@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.engines import triton as triton_ops
-from effv2_kernels.engines.triton import _arguments, _launch
+from effv2_kernels.engines.triton import _arguments, _launch, conv
+from effv2_kernels.launch import targets
+from effv2_kernels.launch.triton.conv import Shape, candidates
 from effv2_kernels.patching.backends import backends
 from tests.gpu.verdicts import described, judge
 from tests.ops.cases import (
@@ -109,6 +111,31 @@ def test_gated_project_of_the_last_stages(batch: int, k: int, o: int) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         args = arguments("gated_project", geometry, dtype=dtype, channels=(k, o), batch=batch)
         check("gated_project", on_gpu(args))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("channels", "out"), [(16, 64), (64, 256), (80, 100), (160, 960), (256, 1536)]
+)
+def test_pointwise_with_weights_that_stay(
+    channels: int, out: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the launches that may be chosen; pixels that fill no tile, for fewer tiles than there
+    are programs and for many more; with a residual and without."""
+    target = targets.of_device(torch.device("cuda"))
+    launches = candidates(Shape(1 << 20, channels, out, 1), kind, target)
+    streams = [choice for choice in launches if choice.resident]
+    if not target.has_wgmma:
+        assert not streams
+        pytest.skip("only Hopper's products read weights from shared memory")
+    for choice in streams[:: max(1, len(streams) // 4)]:
+        monkeypatch.setattr(conv, "choose", lambda *_, choice=choice: choice)
+        for batch, extra in ((1, True), (41, False)):
+            args = arguments(
+                "conv_bias_act", Geometry((24, 23), (1, 1)), dtype=getattr(torch, kind),
+                channels=(channels, out), batch=batch, extra=extra, norm=NORMS[batch % 3],
+            )  # fmt: skip
+            check("conv_bias_act", on_gpu(args))
 
 
 @pytest.mark.parametrize("act", ACTS)

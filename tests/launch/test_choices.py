@@ -64,7 +64,7 @@ def test_a_choice_fits_what_it_is_for(kernel: str, kind: str, name: str) -> None
         assert family.fits(shape, found, kind, target)
         assert family.shared_bytes(shape, found, kind) <= target.shared_per_block
         for field, value in dataclasses.asdict(found).items():
-            assert value >= (0 if field in ("block_r", "block_f") else 1)
+            assert value >= (0 if field in ("block_r", "block_f", "resident") else 1)
             if field.startswith(("block", "warps")):
                 assert value & (value - 1) == 0
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ...launch.targets import Target
-from ...launch.triton.conv import Choice, Shape, stages_with_gate
+from ...launch.triton.conv import Choice, Shape, in_tiles, stages_with_gate
 from ...launch.triton.selection import choose
 from ...triton_kernels.conv import conv_kernel, finish_split_kernel
 from . import _arguments as arguments
 from ._arguments import Affine
 from ._launch import launch, target_of
+from .pointwise import stream
 
 _FINISH_BLOCK = 512
 
@@ -111,6 +112,10 @@ def convolve(
     kind = arguments.kind(x)
     target = target_of(x)
     choice: Choice = choose("conv", shape, kind, target)
+    if choice.resident and window.plain:
+        stream(x, weight, affine, residual, out, act, choice)
+        return out
+    choice = in_tiles(choice)
     split, stages = choice.split_k, choice.stages
     images = _images_of_a_tile(gate, window.height * window.width, choice.block_m)
     if gate is not None and images == 0:

@@ -1,15 +1,21 @@
-"""The launch of ``triton_kernels.conv``: tiles of pixels and channels, and when to split K."""
+"""The launch of ``triton_kernels.conv``: tiles of pixels and channels, and when to split K; or, for
+1x1 convolutions, of ``triton_kernels.pointwise``, whose programs keep their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
+from .. import rates
 from ..targets import Target
 from . import dense
 
 KERNEL = "conv"
+# Instructions an output that streams issue outside of their products, by their SASS.
+_ISSUED = 8.5
+# With fewer there is nothing that the next tile's loads could hide behind.
+_FEWEST_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Choice:
-    """block_r: channels of a second product beside the block_n of the first, or 0."""
+    """block_r: channels of a second product beside the block_n of the first, or 0; resident: how
+    many programs a multiprocessor has that keep their weights (block_k is all channels then), or 0:
+    each program is one tile."""
 
     block_m: int
     block_n: int
@@ -40,16 +48,35 @@ class Choice:
     warps: int
     stages: int
     block_r: int = 0
+    resident: int = 0
 
     @property
     def width(self) -> int:
         return self.block_n + self.block_r
 
 
+def divided(channels: int) -> tuple[int, int]:
+    """As a power of two and a smaller one, or 0. (0, 0) if that cannot be, or not for a product,
+    whose depth is 16 at least."""
+    first = 1 << (channels.bit_length() - 1)
+    rest = channels - first
+    possible = first >= 16 and (rest == 0 or (rest >= 16 and rest & (rest - 1) == 0))
+    return (first, rest) if possible else (0, 0)
+
+
+def in_tiles(choice: Choice) -> Choice:
+    """The same tile for programs that keep nothing: for a window that is no single pixel."""
+    return replace(choice, block_k=32, resident=0) if choice.resident else choice
+
+
 def shared_bytes(shape: Shape, choice: Choice, kind: str) -> int:
     """An upper bound: A, B and two rows of a gate in every stage; where nothing is in flight any
-    more, the same memory is used to bring the accumulators into the order of the output."""
+    more, the same memory is used to bring the accumulators into the order of the output. Beside
+    weights that stay there is more memory for that, a 16-bit value each."""
     item = dense.ITEM_BYTES[kind]
+    if choice.resident:
+        loaded = (choice.stages * choice.block_m + choice.block_n) * shape.channels * item
+        return loaded + choice.block_m * choice.block_n * 2 + 1024
     rows = choice.block_m + choice.width + (2 if shape.gated else 0)
     loop = choice.stages * rows * choice.block_k * item
     return max(loop, choice.block_m * (choice.block_n + 8) * 4) + 1024
@@ -92,6 +119,8 @@ def _fits_well(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
 
 def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     """Clocks by the model of ``dense``."""
+    if choice.resident:
+        return _cost_of_streams(shape, choice, kind, target)
     item = dense.ITEM_BYTES[kind]
     tiles = -(-shape.rows // choice.block_m) * -(-shape.out_channels // choice.width)
     elements = shape.rows * shape.out_channels
@@ -105,8 +134,67 @@ def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
     return total
 
 
+def _cost_of_streams(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
+    """Clocks: of a program's tiles one after another, with loads and stores beside them. Programs
+    of one multiprocessor fill each other's gaps."""
+    item, rate = dense.ITEM_BYTES[kind], rates.of(target)
+    outputs = choice.block_m * choice.block_n
+    good = dense.efficiency(choice.block_m, choice.block_n, choice.warps, target)
+    parts = (
+        outputs * shape.channels / (rate.tensor * good),
+        outputs * _ISSUED / rates.ISSUE,
+        choice.block_m * (shape.channels + choice.block_n) * item / rate.l2,
+    )
+    busy = choice.resident * max(parts)
+    turn = max(busy, sum(parts))
+    turns = _turns(shape, choice, target)
+    weights = choice.block_n * shape.channels * item / rate.l2
+    moved = shape.rows * (shape.channels + shape.out_channels) * item
+    whole = max(turns * turn, moved / (rate.memory * target.multiprocessors))
+    return dense.START + weights * choice.resident + whole
+
+
+def streams(shape: Shape, choice: Choice, target: Target) -> int:
+    """How many programs share the pixels, for each tile of channels."""
+    tiles = dense.count(shape.out_channels, choice.block_n)
+    at_a_time = choice.resident * target.multiprocessors
+    return min(max(1, at_a_time // tiles), dense.count(shape.rows, choice.block_m))
+
+
+def _turns(shape: Shape, choice: Choice, target: Target) -> int:
+    """Tiles of pixels that a program walks."""
+    return dense.count(dense.count(shape.rows, choice.block_m), streams(shape, choice, target))
+
+
+def _streams(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
+    """Choices with weights that stay."""
+    if not target.has_wgmma or kind not in ("bfloat16", "float16"):
+        return
+    if shape.taps > 1 or shape.gated or divided(shape.channels) == (0, 0):
+        return
+    widest = dense.power_of_two(shape.out_channels)
+    for m, n, warps, stages in product((64, 128), (64, 128, 256), (4, 8), (2, 3, 4)):
+        choice = Choice(m, n, divided(shape.channels)[0], 1, warps, stages, 0, 1)
+        tile = m * n // (32 * warps)
+        if n > widest or m < 16 * warps or not 32 <= tile <= 128:
+            continue
+        shared = shared_bytes(shape, choice, kind)
+        at_most = target.shared_per_multiprocessor // (shared + 1024)
+        registers = target.registers_per_multiprocessor // (32 * warps * (tile + 64))
+        resident = min(at_most, registers, 4)
+        if resident == 0 or shared > target.shared_per_block:
+            continue
+        # The bound is above what many of them take: one more may fit, which is for tuning to find.
+        for programs in (resident, resident + 1):
+            choice = replace(choice, resident=programs)
+            room = programs * (shared - m * n) <= target.shared_per_multiprocessor
+            if room and _turns(shape, choice, target) >= _FEWEST_TURNS:
+                yield choice
+
+
 def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
     """Every choice that is worth a look and fits."""
+    yield from _streams(shape, kind, target)
     widest = dense.power_of_two(shape.out_channels)
     longest = dense.power_of_two(shape.columns)
     blocks_k = (16, 32) if kind == "float32" else (32, 64, 128)

@@ -27,7 +27,7 @@ _MOST_ACCUMULATORS = {"bfloat16": 96, "float16": 96, "tf32": 96, "float32": 32} 
 
 # Bytes a clock: a quarter of what shared memory takes, for gathered pieces are short.
 _SHARED = 32.0
-_START = 2500.0  # clocks from a launch to the first product, and from the last one to the end
+START = 2500.0  # clocks from a launch to the first product, and from the last one to the end
 _LATENCY = 600.0  # clocks of a load from L2 or memory
 _STEP = 120.0  # clocks of a step's barriers and addresses
 _ENDS = 12000.0  # clocks of a program's first addresses and loads, and of its stores
@@ -130,7 +130,7 @@ def clocks(tile: Tile, programs: int, memory_bytes: float, target: Target, kind:
     total = rounds * max(at_a_time * work, alone)
     if rest:
         total += max(-(-rest // target.multiprocessors) * work, alone)
-    return _START + max(total, memory_bytes / (rate.memory * target.multiprocessors))
+    return START + max(total, memory_bytes / (rate.memory * target.multiprocessors))
 
 
 def rows_of_a_window(taps: int) -> int:
