@@ -1,5 +1,6 @@
 // effv2_kernels._C: what the build put into _ops.so, for `python -m effv2_kernels info` and the
-// tests.
+// tests; and the look whether a model is still what it was, of which Python makes as much as a
+// batch of one takes on a GPU.
 //
 // The numbers are those that ptxas printed when the kernels were compiled; setup.py writes them
 // into build_info.h. cudaFuncGetAttributes would give only those of the device at hand, and nothing
@@ -66,10 +67,47 @@ py::dict build_info() {
   return info;
 }
 
+// Calls `holds` with each `n` neighbours of a tuple until it is false.
+template <Py_ssize_t n, typename Holds>
+bool all(const py::tuple& values, Holds holds) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(values.ptr());
+  if (size % n != 0) throw py::value_error("an incomplete group at the end of a tuple");
+  for (Py_ssize_t i = 0; i < size; i += n)
+    if (!holds(&PyTuple_GET_ITEM(values.ptr(), i))) return false;
+  return true;
+}
+
+PyObject* checked_dict(PyObject* object) {
+  if (!PyDict_Check(object)) throw py::type_error("a dictionary was expected");
+  return object;
+}
+
+bool unchanged(const py::tuple& items, const py::tuple& sizes, const py::tuple& kinds) {
+  const auto has_item = [](PyObject* const* item) {
+    PyObject* const found = PyDict_GetItemWithError(checked_dict(item[0]), item[1]);
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return found == (item[2] == Py_Ellipsis ? nullptr : item[2]);
+  };
+  const auto has_size = [](PyObject* const* pair) {
+    const Py_ssize_t size = PyLong_AsSsize_t(pair[1]);
+    if (size == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return PyDict_Size(checked_dict(pair[0])) == size;
+  };
+  const auto has_kind = [](PyObject* const* pair) {
+    return reinterpret_cast<PyObject*>(Py_TYPE(pair[0])) == pair[1];
+  };
+  return all<2>(sizes, has_size) && all<2>(kinds, has_kind) && all<3>(items, has_item);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "What was built into effv2_kernels/_ops.so.";
+  module.doc() = "What was built into effv2_kernels/_ops.so, and whether objects are as they were.";
   module.def("build_info", &build_info,
              "Versions, architectures, and the registers, shared and local memory of each kernel.");
+  module.def("unchanged", &unchanged, py::arg("items"), py::arg("sizes"), py::arg("kinds"),
+             "Whether of (dictionary, key, value, ...) each has that very object under the key, or "
+             "nothing if it is ..., of (dictionary, size, ...) each has that size, and of (object, "
+             "type, ...) each is of exactly that type. Raises TypeError and ValueError for tuples "
+             "that are made otherwise.");
 }

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -98,11 +99,22 @@ def build_info() -> dict[str, Any]:
     list of dicts, one for each kernel and architecture, with name, architecture, registers,
     shared_bytes, local_bytes, spill_store_bytes and spill_load_bytes.
     """
+    module = _module()
+    return {} if module is None else module.build_info()
+
+
+@functools.cache
+def unchanged() -> Callable[[tuple, tuple, tuple], bool]:
+    """``_C.unchanged(items, sizes, kinds)``; where there is no such module, what never says so."""
+    module = None if os.environ.get("EFFV2_SKIP_NATIVE") == "1" else _module()
+    return getattr(module, "unchanged", lambda items, sizes, kinds: False)
+
+
+def _module() -> Any:
     # Looked for here first: the import hook of an editable install may know of another copy.
     if not any(_FOLDER.glob("_C.*so")):
-        return {}
+        return None
     try:
-        module = importlib.import_module("effv2_kernels._C")
+        return importlib.import_module("effv2_kernels._C")
     except ImportError:  # built for another Python; load() says what works
-        return {}
-    return module.build_info()
+        return None

@@ -32,6 +32,7 @@ SOURCES = "all sources"
 _PACKAGE = Path(effv2_kernels.__file__).parent
 _HASHED = (
     *(f"triton_kernels/{name}.py" for name in ("activations", "gather", "norm", "conv")),
+    *("triton_kernels/pointwise.py", "engines/triton/pointwise.py"),
     *("triton_kernels/fused_mbconv.py", "triton_kernels/pool.py", "triton_kernels/depthwise.py"),
     "launch/targets.py",
     *(f"launch/triton/{name}.py" for name in ("dense", "conv", "fused_mbconv", "conv_act_pool")),

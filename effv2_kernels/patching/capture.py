@@ -74,16 +74,16 @@ class GraphRunner:
     def prepare(self, x: Tensor) -> None:
         """Record the graph for inputs like x now."""
         with self._lock, torch.no_grad():
-            self._graph(_kind(x), x)
+            self._graph(_kind(x), x, self._tensors.are_there())
 
     def __call__(self, x: Tensor) -> Any:
         with self._lock, torch.no_grad():
             key = _kind(x)
-            likely = self._likely(key)
+            there = self._tensors.are_there()
+            likely = self._likely(key) if there else None
             outputs = None if likely is None else self._run(likely, x)
-            # While the GPU works, the CPU looks whether it was right to: a batch of one takes no
-            # longer than the look.
-            graph = self._graph(key, x)
+            # While the GPU works, the CPU looks whether it was right to.
+            graph = self._graph(key, x, there)
             if graph is not None:
                 return outputs if graph is likely else self._run(graph, x)
         del outputs
@@ -91,19 +91,19 @@ class GraphRunner:
             return self.model(x)
 
     def _likely(self, key: Hashable) -> _Graph | None:
-        """The graph that a call will most probably replay. What it reads must be there, though it
-        may be no longer the model's; and where the model itself ran last time, it most probably
-        will again."""
-        if self.model.training or key in self.reasons or not self._tensors.are_there():
+        """The graph that a call will most probably replay, if what it reads is there, though it may
+        be no longer the model's. Where the model itself ran last time, it most probably will
+        again."""
+        if self.model.training or key in self.reasons:
             return None
         return self._graphs.get(key)
 
-    def _graph(self, key: Hashable, x: Tensor) -> _Graph | None:
+    def _graph(self, key: Hashable, x: Tensor, there: bool) -> _Graph | None:
         reason = self._not_now()
         if reason:
             self._refuse(key, reason)
             return None
-        if not self._tensors.are_the_same():
+        if not (there and self._tensors.are_the_models()):
             self._forget()
             self._tensors = Tensors(self.model)
         if key in self._failed:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import _native
 from .._torch import GLOBAL_BACKWARD_HOOKS, GLOBAL_HOOKS
 
 _ADDRESS = Tensor.data_ptr
@@ -19,11 +20,35 @@ _FORWARD = methodcaller("get", "forward")
 _STATISTICS = methodcaller("get", "running_mean"), methodcaller("get", "running_var")
 # By identity: comparing a tensor with None costs as much as a small kernel.
 _NOTHING = repeat(None)
-_GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode")
+_SIDES = ("stride", "padding", "dilation", "groups", "padding_mode")
+_GEOMETRY = attrgetter(*_SIDES)
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
 # Whose modules are known to write into nobody else's tensors.
 _KNOWN_LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "python_ref.")
+
+
+class Snapshot:
+    """Objects in dictionaries, dictionaries' sizes and objects' types, as they are to be. It holds
+    what it compares, so that nothing else can come to lie where that lay.
+
+    A first look, by identity and in C++: what does not hold may still be equal, and where nothing
+    was built nothing ever holds, so that whoever asks then looks for himself.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[tuple[dict, str, Any]],
+        sizes: Iterable[tuple[dict, int]],
+        kinds: Iterable[tuple[Any, type]] = (),
+    ):
+        self._items = tuple(chain.from_iterable(items))
+        self._sizes = tuple(chain.from_iterable(sizes))
+        self._kinds = tuple(chain.from_iterable(kinds))
+        self._unchanged = _native.unchanged()
+
+    def holds(self) -> bool:
+        return self._unchanged(self._items, self._sizes, self._kinds)
 
 
 class Watch:
@@ -57,9 +82,11 @@ class Watch:
 
     def _find_instances(self) -> None:
         self._instances = tuple(map(vars, self._children))
+        self._snapshot: Snapshot | None = None
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_instances"}
+        found = ("_instances", "_snapshot")
+        return {name: value for name, value in vars(self).items() if name not in found}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
@@ -78,6 +105,33 @@ class Watch:
         return all(getattr(parent, name) is child for parent, name, child in self._links)
 
     def unchanged(self) -> bool:
+        if self._snapshot is not None and self._snapshot.holds() and not any(GLOBAL_HOOKS):
+            return True
+        unchanged = self._is_unchanged()
+        self._snapshot = self._taken() if unchanged else None
+        return unchanged
+
+    def _taken(self) -> Snapshot:
+        """Of what ``_is_unchanged`` looks at, if that is unchanged."""
+        children = zip(self._parents, self._names, self._children, strict=True)
+        evaluating = ((vars(child), "training", False) for child in self._moody)
+        forwards = (
+            (instance, "forward", instance.get("forward", ...)) for instance in self._instances
+        )
+        geometry = ((vars(conv), name, vars(conv)[name]) for conv in self._convs for name in _SIDES)
+        gelus = ((vars(gelu), "approximate", gelu.approximate) for gelu in self._gelus)
+        statistics = (
+            (buffers, name, buffers.get(name, ...))
+            for buffers in self._buffers
+            for name in ("running_mean", "running_var")
+        )
+        return Snapshot(
+            (*children, *evaluating, *forwards, *geometry, *gelus, *statistics),
+            (*zip(self._containers, self._sizes, strict=True), *((h, 0) for h in self._hooks)),
+            zip(self._children, self._kinds, strict=True),
+        )
+
+    def _is_unchanged(self) -> bool:
         return (
             not any(self._hooks)
             and True not in map(_TRAINING, self._moody)
@@ -111,15 +165,21 @@ class Tensors:
     whatever is written there. The eps of norms, which it does not read again, are here too."""
 
     def __init__(self, model: nn.Module):
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         every = (d for m in model.modules() for d in (m._parameters, m._buffers))
         self._dictionaries: list[dict[str, Any]] = [d for d in every if d]
         self._tensors = self._found()
-        self._there = [t for t in self._tensors if t is not None]
+        # How often a norm was trained is read by no forward of an evaluation.
+        counts = {id(norm.num_batches_tracked) for norm in norms}
+        self._there = [t for t in self._tensors if t is not None and id(t) not in counts]
         self._addresses = list(map(_ADDRESS, self._there))
-        self._norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        self._eps = list(map(_EPS, self._norms))
+        self._norms = norms
+        self._eps = list(map(_EPS, norms))
         # Memory that a parameter no longer has (``p.data = other``) must not become another's.
         self._held = [t.detach() for t in self._there]
+        items = ((d, name, tensor) for d in self._dictionaries for name, tensor in d.items())
+        eps = ((vars(norm), "eps", norm.eps) for norm in norms)
+        self._snapshot = Snapshot((*items, *eps), ((d, len(d)) for d in self._dictionaries))
 
     def _found(self) -> list[Tensor | None]:
         return list(chain.from_iterable(map(dict.values, self._dictionaries)))
@@ -129,13 +189,14 @@ class Tensors:
         was resized (offloaded weights) does not."""
         return list(map(_ADDRESS, self._there)) == self._addresses
 
-    def are_the_same(self) -> bool:
-        """Whether the model has these, and they lie where they did."""
+    def are_the_models(self) -> bool:
+        """Whether the model has these, and no others."""
+        if self._snapshot.holds():
+            return True
         found = self._found()
         return (
             len(found) == len(self._tensors)
             and all(map(is_, found, self._tensors))
-            and self.are_there()
             and list(map(_EPS, self._norms)) == self._eps
         )
 

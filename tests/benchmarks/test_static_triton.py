@@ -22,7 +22,7 @@ from effv2_kernels.engines.triton._compile import compile_all, compile_for
 PATH = results.FOLDER / "static" / "triton.csv"
 ROWS = results.read(PATH)
 KERNELS = [row for row in ROWS if row.case != static.SOURCES]
-GEMMS = ("conv ", "fused_mbconv ", "conv_act_pool ")
+GEMMS = ("conv ", "pointwise ", "fused_mbconv ", "conv_act_pool ")
 REMAKE = "remake it with benchmarks.static.triton.rows()"
 
 
@@ -69,7 +69,12 @@ def test_products_are_on_the_tensor_cores(architecture: str) -> None:
     """wgmma on sm_90a, in every kernel that multiplies matrices: gated ones too."""
     table = by_kernel(architecture)
     dense = {case: found for case, found in table.items() if case.startswith(GEMMS)}
-    assert {case.split()[0] for case in dense} == {"conv", "fused_mbconv", "conv_act_pool"}
+    streams = {"pointwise"} if architecture == "sm_90a" else set()
+    assert {case.split()[0] for case in dense} == {
+        "conv",
+        "fused_mbconv",
+        "conv_act_pool",
+    } | streams
     assert any(" gated " in case for case in dense)
     for case, found in dense.items():
         assert (found["tensor_core_instructions"] > 0) == on_newest_cores(case, architecture), case
@@ -105,6 +110,11 @@ def test_the_estimate_of_shared_memory_is_an_upper_bound(architecture: str) -> N
         n = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)\b", case)}
         blocks = n["block_m"], n.get("block_n", n.get("block_e", 0)), n["block_k"]
         end = n["warps"], n["stages"]
+        if case.startswith("pointwise "):
+            choice = conv.Choice(*blocks, 1, *end, resident=1)
+            estimate = conv.shared_bytes(conv.Shape(1000, n["c"], n["out"], 1), choice, "bfloat16")
+            assert found["shared_bytes"] <= estimate, case
+            continue
         if case.startswith("conv "):
             taps, gated = n["kh"] * n["kw"], " gated " in case
             # A gate row for each pixel of a tile takes what A takes.

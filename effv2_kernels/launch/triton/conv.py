@@ -16,6 +16,13 @@ KERNEL = "conv"
 _ISSUED = 8.5
 # With fewer there is nothing that the next tile's loads could hide behind.
 _FEWEST_TURNS = 4
+# Bytes an output channel in which accumulators are brought into the order of the output, by warps:
+# what the compiler took. (The bound of ``shared_bytes`` is what it might.)
+_EXCHANGE = {4: 64, 8: 256}
+# Weights of more channels leave room for too few programs: 256 to 1536 took 68 us, 49 in tiles.
+_MOST_CHANNELS = 192
+# How much longer a turn takes with a single load under way (100 measured launches on an H200).
+_TWO_STAGES = 1.4
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,8 @@ def cost(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
 
 
 def _cost_of_streams(shape: Shape, choice: Choice, kind: str, target: Target) -> float:
-    """Clocks: of a program's tiles one after another, with loads and stores beside them. Programs
-    of one multiprocessor fill each other's gaps."""
+    """Clocks: of a program's tiles one after another, with loads beside them. Programs of one
+    multiprocessor fill each other's gaps."""
     item, rate = dense.ITEM_BYTES[kind], rates.of(target)
     outputs = choice.block_m * choice.block_n
     good = dense.efficiency(choice.block_m, choice.block_n, choice.warps, target)
@@ -146,7 +153,7 @@ def _cost_of_streams(shape: Shape, choice: Choice, kind: str, target: Target) ->
         choice.block_m * (shape.channels + choice.block_n) * item / rate.l2,
     )
     busy = choice.resident * max(parts)
-    turn = max(busy, sum(parts))
+    turn = max(busy, sum(parts)) * (_TWO_STAGES if choice.stages == 2 else 1.0)
     turns = _turns(shape, choice, target)
     weights = choice.block_n * shape.channels * item / rate.l2
     moved = shape.rows * (shape.channels + shape.out_channels) * item
@@ -170,26 +177,24 @@ def _streams(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
     """Choices with weights that stay."""
     if not target.has_wgmma or kind not in ("bfloat16", "float16"):
         return
-    if shape.taps > 1 or shape.gated or divided(shape.channels) == (0, 0):
+    if shape.taps > 1 or shape.gated or shape.channels > _MOST_CHANNELS:
+        return
+    if divided(shape.channels) == (0, 0):
         return
     widest = dense.power_of_two(shape.out_channels)
     for m, n, warps, stages in product((64, 128), (64, 128, 256), (4, 8), (2, 3, 4)):
         choice = Choice(m, n, divided(shape.channels)[0], 1, warps, stages, 0, 1)
         tile = m * n // (32 * warps)
-        if n > widest or m < 16 * warps or not 32 <= tile <= 128:
-            continue
         shared = shared_bytes(shape, choice, kind)
-        at_most = target.shared_per_multiprocessor // (shared + 1024)
-        registers = target.registers_per_multiprocessor // (32 * warps * (tile + 64))
-        resident = min(at_most, registers, 4)
-        if resident == 0 or shared > target.shared_per_block:
+        if n > widest or not 32 <= tile <= 128 or shared > target.shared_per_block:
             continue
-        # The bound is above what many of them take: one more may fit, which is for tuning to find.
-        for programs in (resident, resident + 1):
-            choice = replace(choice, resident=programs)
-            room = programs * (shared - m * n) <= target.shared_per_multiprocessor
-            if room and _turns(shape, choice, target) >= _FEWEST_TURNS:
-                yield choice
+        taken = shared - 2 * m * n + min(2 * m * n, _EXCHANGE[warps] * max(n, 128))
+        by_shared = target.shared_per_multiprocessor // taken
+        by_registers = target.registers_per_multiprocessor // (32 * warps * (tile + 64))
+        choice = replace(choice, resident=min(by_shared, by_registers, 4))
+        # One program alone on a multiprocessor lost to tiles wherever it was measured.
+        if choice.resident > 1 and _turns(shape, choice, target) >= _FEWEST_TURNS:
+            yield choice
 
 
 def candidates(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
