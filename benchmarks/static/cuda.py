@@ -114,7 +114,7 @@ def windows() -> list[tuple[int, int]]:
 def instances(architecture: str = "sm_90a") -> Iterator[Instance]:
     """What MODELS need, whichever dtype they run in, and how they are launched there."""
     for dtype in DTYPES:
-        yield Instance("stem_kernel", (dtype,), 128, 4 * (29 * 64 + 27 * 81))
+        yield _stem(dtype, 64)
         yield Instance("squeeze_finish_kernel", (dtype,), 128, 0)
         shared, cluster = HIDDEN
         for images, hidden in ((1, shared), (2, shared), (4, shared), (8, shared), (1, cluster)):
@@ -127,6 +127,14 @@ def instances(architecture: str = "sm_90a") -> Iterator[Instance]:
         for dtype in ("__half", "__nv_bfloat16"):
             for chunk in expand_depthwise.CHUNKS:
                 yield _expand(dtype, kernel, stride, chunk, architecture)
+
+
+def _stem(dtype: str, channels: int) -> Instance:
+    """As Layout of csrc/stem.cu."""
+    item = DTYPES[dtype].itemsize
+    shared = 17 * 240 * item + channels * (8 + 4 * (16 if item == 2 else 27))
+    pitch = channels + (8 if channels % 16 == 0 else 0)
+    return Instance("stem_kernel", (dtype,), 128, shared + (4 * 32 * pitch * 2 if item == 2 else 0))
 
 
 def _depthwise(dtype: str, kernel: int, stride: int, silu: str) -> Instance:

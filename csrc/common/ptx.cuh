@@ -81,9 +81,19 @@ __device__ __forceinline__ void keep(int& value) {
   asm("" : "+r"(value));
 }
 
+__device__ __forceinline__ void keep(int64_t& value) {
+  asm("" : "+l"(value));
+}
+
 template <typename T>
 __device__ __forceinline__ void keep(T*& pointer) {
   asm("" : "+l"(pointer));
+}
+
+// As keep(), but anew in every turn of a loop: nothing that is formed from the value outlives a
+// turn.
+__device__ __forceinline__ void renew(int& value) {
+  asm volatile("" : "+r"(value));
 }
 
 // The cluster wrappers are empty below sm_90, where a kernel that uses them must not be launched:

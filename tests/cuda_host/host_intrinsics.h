@@ -117,6 +117,17 @@ inline float __uint_as_float(unsigned x) {
   return y;
 }
 
+// Byte i of the result is the one of y:x that digit i of the selector names.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned digit = selector >> (4 * i) & 7;
+    result |= static_cast<unsigned>(both >> (8 * digit) & 0xff) << (8 * i);
+  }
+  return result;
+}
+
 inline float __expf(float x) {
   return std::exp(x);
 }
@@ -170,6 +181,8 @@ inline void store_if_at_least(void* global, const T& value, int count, int least
 
 template <typename T>
 inline void keep(T&) {}
+
+inline void renew(int&) {}
 
 inline void cluster_arrive() {}  // the wait that follows does both halves
 

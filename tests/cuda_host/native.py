@@ -18,13 +18,14 @@ from tests.cuda_host.runner import ACTS, DTYPES, HERE, Driver, driver
 class Native:
     """Stands for ``torch.ops.effv2_native``. ``offset``: elements by which every input misses an
     aligned address, ``vector_offset``: every input of one dimension; ``launch``: instead of the
-    launch choice; ``calls``: what was called."""
+    launch choice; ``multiprocessors``: of the GPU; ``calls``: what was called."""
 
     def __init__(self, factory: pytest.TempPathFactory, target: str = "sm_90a") -> None:
         self.factory = factory
         self.target = target
         self.offset = 0
         self.vector_offset = 0
+        self.multiprocessors = 132
         self.launch: list[int] | None = None
         self.calls: list[str] = []
         self.answers: list[int] = []
@@ -51,7 +52,12 @@ class Native:
             for t in inputs
         ]
         offsets += [0] * len(outputs)
-        found, self.answers = run(integers, buffers, clusters=clusters, offset=offsets)
+        found, self.answers = run(
+            *(integers, buffers),
+            multiprocessors=self.multiprocessors,
+            clusters=clusters,
+            offset=offsets,
+        )
         for before, after in zip(inputs, found[: len(inputs)], strict=True):
             assert before is None or torch.equal(bits(before), bits(after)), "an input changed"
         return [tensor for tensor in found[len(inputs) :] if tensor is not None]

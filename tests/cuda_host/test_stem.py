@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from effv2_kernels.engines import native as cuda
 from tests.cuda_host.checks import check, check_of
@@ -46,6 +48,46 @@ def test_windows(native: Native, name: str, layout: str, dtype: torch.dtype) -> 
 def test_channels(native: Native, channels: int, dtype: torch.dtype) -> None:
     options = {"channels": (3, channels), "dtype": dtype, "bias_dtype": torch.float32}
     checked(native, GEOMETRIES["7x7 SAME"], layout="contiguous", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [24, 32, 20])
+def test_a_block_walks_over_tiles(
+    native: Native, channels: int, layout: str, dtype: torch.dtype
+) -> None:
+    """From tile to tile of a row, to the next row and to the next image, the last walk shorter."""
+    native.multiprocessors = 1
+    options = {"channels": (3, channels), "layout": layout, "dtype": dtype, "batch": 3}
+    checked(native, GEOMETRIES["38x75 SAME"], **options)
+    checked(native, Geometry((36, 144), (3, 3), (2, 2), (1, 1, 1, 1)), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [248, 256])
+def test_most_channels(native: Native, channels: int, dtype: torch.dtype) -> None:
+    checked(native, GEOMETRIES["7x7"], channels=(3, channels), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_stays_in_its_windows(
+    native: Native, value: float, left: int, layout: str, dtype: torch.dtype
+) -> None:
+    geometry = Geometry((24, 80), (3, 3), (2, 2), (1, 1, left, 1))
+    options = {"channels": (3, 24), "layout": layout, "dtype": dtype, "act": "none", "batch": 1}
+    for width_step, channel in ((7, 0), (8, 1), (9, 2)):
+        args = arguments("stem", geometry, **options)
+        args["x"][0, channel, ::5, ::width_step] = value
+        spoilt = (~args["x"].isfinite()).double()
+        reached = F.conv2d(
+            F.pad(spoilt, (left, 1, 1, 1)), torch.ones(24, 3, 3, 3, dtype=torch.double), stride=2
+        )
+        assert 0 < reached.count_nonzero() < reached.numel()
+        found = cuda.stem(*ordered("stem", args))
+        assert torch.equal(found.isfinite(), reached == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
