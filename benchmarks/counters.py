@@ -4,18 +4,23 @@ kernels, read by Nsight Compute (``ncu``): which unit is busy, and what warps wa
 from __future__ import annotations
 
 import argparse
+import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from . import options
+from effv2_kernels.measuring.timing import quantiles
+
+from . import options, results
 from .ops.cases import OP_OF
 from .options import Options
+from .results import Row
 from .suites import operators
 
 HELP = "hardware counters of the operators' kernels, by ncu"
@@ -24,6 +29,23 @@ _SECTIONS = (
     *("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis"),
     *("LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats"),
 )
+_RANGE = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
+_PEAK = "avg.pct_of_peak_sustained_elapsed"
+#: Our metrics: the unit, and ncu's name. Parts are of what the unit could do in that time.
+METRICS = {
+    "dram": ("%", f"gpu__dram_throughput.{_PEAK}"),
+    "l2": ("%", f"lts__throughput.{_PEAK}"),
+    "l1": ("%", "l1tex__throughput.avg.pct_of_peak_sustained_active"),
+    "issue": ("%", f"sm__issue_active.{_PEAK}"),
+    "tensor": ("%", f"sm__pipe_tensor_cycles_active.{_PEAK}"),
+    "special": ("%", f"sm__inst_executed_pipe_xu.{_PEAK}"),
+    "warps": ("%", "sm__warps_active.avg.pct_of_peak_sustained_active"),
+    "registers": ("", "launch__registers_per_thread"),
+}
+_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
+#: That a warp issues, or could, is no stall.
+_NO_STALLS = ("selected", "not_selected")
+_STALLS_KEPT = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +70,54 @@ def command(arguments: argparse.Namespace) -> int:
     profiler = [tool, "--clock-control", "none", "--profile-from-start", "off", "--nvtx"]
     output = ["--csv", "--page", "raw", "--log-file", str(raw)]
     inside = [sys.executable, "-m", "benchmarks", "counters", "--inside", *sys.argv[2:]]
-    return subprocess.run([*profiler, *output, *sections, *inside], check=False).returncode
+    status = subprocess.run([*profiler, *output, *sections, *inside], check=False).returncode
+    found = list(rows(raw, chosen.device))
+    results.upsert(chosen.folder / "results.csv", found)
+    print(f"{len({(row.case, row.impl) for row in found})} launches of ours, into {chosen.folder}")
+    return status
+
+
+def rows(raw: Path, device: torch.device) -> Iterator[Row]:
+    """Of each of our kernels, by operator and shape, what ncu printed into ``raw``: ``METRICS``,
+    the time, and the stalls that most warps are in, in warps an issued instruction."""
+    for launch in _launches(raw):
+        # A template's arguments and a namespace are left out; PyTorch's own kernels are in ``at``.
+        name = re.sub(r"^void |[<(].*", "", launch["Kernel Name"])
+        if "at::" in name or not name.endswith("_kernel"):
+            continue
+        suite, shape, batch, dtype = launch[_RANGE].split(":")[1].split("|")
+        make = results.maker(
+            device, suite="counters", case=f"{suite} {shape}", batch=batch, resolution=0,
+            dtype=dtype,
+        )  # fmt: skip
+        impl = name.rpartition("::")[2].removesuffix("_kernel")
+        yield make(impl, "latency_us", "us", quantiles([_number(launch, _TIME) / 1e3]))
+        for metric, (unit, column) in METRICS.items():
+            yield make(impl, metric, unit, quantiles([_number(launch, column)]))
+        for stall, warps in _stalls(launch):
+            yield make(impl, f"stall_{stall}", "warps", quantiles([warps]))
+
+
+_TIME = "gpu__time_duration.sum"  # nanoseconds
+
+
+def _launches(raw: Path) -> Iterator[dict[str, str]]:
+    """Without what ncu says before the table, and without the line of units."""
+    lines = raw.read_text().splitlines()
+    first = next((n for n, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    yield from list(csv.DictReader(lines[first:]))[1:]
+
+
+def _stalls(launch: Mapping[str, str]) -> list[tuple[str, float]]:
+    """The most frequent ones first."""
+    found = {m[1]: _number(launch, m[0]) for m in map(_STALL.fullmatch, launch) if m}
+    stalls = [(name, warps) for name, warps in found.items() if name not in _NO_STALLS]
+    return sorted(stalls, key=lambda stall: -stall[1])[:_STALLS_KEPT]
+
+
+def _number(launch: Mapping[str, str], column: str) -> float:
+    """With commas between thousands."""
+    return float(launch[column].replace(",", ""))
 
 
 def ncu() -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import geometric_mean
 
 from .ops.cases import SUITES as OPERATORS
@@ -12,17 +13,24 @@ from .roofline.kernels import LEVELS, Level
 from .roofline.training import TRAINING
 
 NOT_MEASURED = "not measured"
+#: torch.compile's modes, as a cell names them.
+_COMPILED = {
+    "compile_default": "",
+    "compile_reduce_overhead": " (reduce-overhead)",
+    "compile_max_autotune": " (max-autotune)",
+}
 
 
 def gains(rows: list[Row]) -> str:
     """A line for each measured case of a whole network, one more where it ran as a CUDA graph, and
-    where it was measured."""
+    where it was measured. Beside it is the fastest mode of torch.compile that was."""
     found = [r for r in rows if r.suite in ("cpu", "models", "latency")]
     cases = list(dict.fromkeys(_case(r) for r in found))
     lines = []
     for case in cases:
         cells = {f"{r.impl} {r.metric}": r for r in found if _case(r) == case}
         device, network, resolution, dtype, batch, suite = case
+        mode = _fastest(cells, _COMPILED)
         network = f"{network}, {resolution} px" + (", from idle" if suite == "latency" else "")
         for impl, run in (("effv2", ""), ("effv2_graph", ", captured")):
             if run and f"{impl} latency_ms" not in cells:
@@ -34,10 +42,10 @@ def gains(rows: list[Row]) -> str:
                     dtype,
                     batch,
                     _value(cells.get("eager_nhwc latency_ms"), "{:.1f} ms"),
-                    _value(cells.get("compile_default latency_ms"), "{:.1f} ms"),
+                    _value(cells.get(f"{mode} latency_ms"), f"{{:.1f}} ms{_COMPILED[mode]}"),
                     _value(cells.get(f"{impl} latency_ms"), "{:.1f} ms"),
                     _ratio(cells.get(f"{impl} speedup_vs_eager_nhwc")),
-                    _ratio(cells.get(f"{impl} speedup_vs_compile_default")),
+                    _ratio(cells.get(f"{impl} speedup_vs_{mode}")),
                 )
             )
     if not any(_on_gpu(r) for r in found):
@@ -47,6 +55,17 @@ def gains(rows: list[Row]) -> str:
         "over eager", "over `torch.compile`",
     )  # fmt: skip
     return "\n\n".join([table(header, lines), *_sources(found)])
+
+
+def _fastest(cells: Mapping[str, Row], names: Iterable[str]) -> str:
+    """Of the implementations that were measured, else the first."""
+    measured = [name for name in names if f"{name} latency_ms" in cells]
+    return min(measured or names, key=lambda name: _time(cells, name))
+
+
+def _time(cells: Mapping[str, Row], name: str) -> float:
+    row = cells.get(f"{name} latency_ms")
+    return math.inf if row is None else float(row.value)
 
 
 def training(rows: list[Row]) -> str:
@@ -301,6 +320,37 @@ def correctness(rows: list[Row]) -> str:
         "commits",
     )  # fmt: skip
     return table(header, lines)
+
+
+def counters(rows: list[Row]) -> str:
+    """A line for each kernel of an operator's shape that ncu looked at."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row.suite == "counters":
+            key = row.gpu, row.case, row.batch, row.impl
+            found.setdefault(key, {})[row.metric] = row
+    lines = []
+    for (device, case, batch, kernel), cells in found.items():
+        stalls = [row for metric, row in cells.items() if metric.startswith("stall_")]
+        chief = max(stalls, key=lambda row: float(row.value), default=None)
+        lines.append(
+            (
+                device, case, batch, kernel,
+                _value(cells.get("latency_us"), "{:.1f}"),
+                *(_value(cells.get(metric), "{:.0f} %") for metric in _COUNTED),
+                _value(cells.get("registers"), "{:.0f}"),
+                "none" if chief is None else chief.metric.removeprefix("stall_").replace("_", " "),
+                _commits(cells.values()),
+            )
+        )  # fmt: skip
+    header = (
+        "device", "operator and shape", "batch", "kernel", "us", "DRAM", "L2", "L1", "issue",
+        "tensor cores", "special functions", "warps", "registers", "most warps wait for", "commit",
+    )  # fmt: skip
+    return table(header, lines) if lines else f"On a GPU: {NOT_MEASURED}."
+
+
+_COUNTED = ("dram", "l2", "l1", "issue", "tensor", "special", "warps")
 
 
 def kernels(rows: list[Row]) -> str:

@@ -27,6 +27,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[list[Row]], str]]] = {
         "operators": pages.operators,
         "shapes": pages.shapes,
         "correctness": pages.correctness,
+        "counters": pages.counters,
         "kernels": pages.kernels,
         "recipe sizes": recipe.sizes,
         "recipe schedules": recipe.schedules,
