@@ -2,7 +2,8 @@
 
 The libraries come out of ninja, in build/native, which is kept so that only what changed is
 compiled again. `_cpu.so`, with a C++ compiler: the passes of training on a CPU. With a CUDA toolkit
-`_ops.so`, the CUDA ops, and `_C`, a pybind11 module of this Python that reports what was built.
+`_ops.so`, the CUDA ops, and `_C`, a pybind11 module of this Python that reports what was built and
+compares objects faster than Python can.
 `_cpu.so` and `_ops.so` are on torch's stable ABI, tied to no Python and no torch version. torch is
 never imported.
 

@@ -35,6 +35,7 @@ _PEAK = "avg.pct_of_peak_sustained_elapsed"
 METRICS = {
     "dram": ("%", f"gpu__dram_throughput.{_PEAK}"),
     "l2": ("%", f"lts__throughput.{_PEAK}"),
+    "l2_hits": ("%", "lts__t_sector_hit_rate.pct"),
     "l1": ("%", "l1tex__throughput.avg.pct_of_peak_sustained_active"),
     "issue": ("%", f"sm__issue_active.{_PEAK}"),
     "tensor": ("%", f"sm__pipe_tensor_cycles_active.{_PEAK}"),

@@ -49,7 +49,7 @@ def test_our_kernels_with_their_numbers(raw: Path) -> None:
         ("depthwise 8x1, k3 s1", "pointwise"),
     }
     first = {row.metric: row.value for row in rows if row.impl == "depthwise"}
-    assert first["latency_us"] == "48.9" and first["dram"] == "0.25" and first["l2"] == "1.25"
+    assert first["latency_us"] == "48.9" and first["dram"] == "0.25" and first["l2_hits"] == "2.25"
     stalls = [metric for metric in first if metric.startswith("stall_")]
     assert stalls == ["stall_long_scoreboard", "stall_membar", "stall_wait"]
 
