@@ -104,10 +104,10 @@ def build_info() -> dict[str, Any]:
 
 
 @functools.cache
-def unchanged() -> Callable[[tuple, tuple, tuple], bool]:
-    """``_C.unchanged(items, sizes, kinds)``; where there is no such module, what never says so."""
+def unchanged() -> Callable[[tuple, tuple, tuple], bool] | None:
+    """``_C.unchanged(items, sizes, kinds)``; None where there is no such module."""
     module = None if os.environ.get("EFFV2_SKIP_NATIVE") == "1" else _module()
-    return getattr(module, "unchanged", lambda items, sizes, kinds: False)
+    return getattr(module, "unchanged", None)
 
 
 def _module() -> Any:

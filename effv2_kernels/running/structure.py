@@ -33,7 +33,7 @@ class Snapshot:
     what it compares, so that nothing else can come to lie where that lay.
 
     A first look, by identity and in C++: what does not hold may still be equal, and where nothing
-    was built nothing ever holds, so that whoever asks then looks for himself.
+    was built nothing holds, so that whoever asks then looks for himself.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Snapshot:
         self._unchanged = _native.unchanged()
 
     def holds(self) -> bool:
-        return self._unchanged(self._items, self._sizes, self._kinds)
+        look = self._unchanged
+        return look is not None and look(self._items, self._sizes, self._kinds)
 
 
 class Watch:
@@ -108,25 +109,30 @@ class Watch:
         if self._snapshot is not None and self._snapshot.holds() and not any(GLOBAL_HOOKS):
             return True
         unchanged = self._is_unchanged()
-        self._snapshot = self._taken() if unchanged else None
+        worth_it = unchanged and _native.unchanged() is not None
+        self._snapshot = self._taken() if worth_it else None
         return unchanged
 
-    def _taken(self) -> Snapshot:
-        """Of what ``_is_unchanged`` looks at, if that is unchanged."""
+    def _taken(self) -> Snapshot | None:
+        """Of what ``_is_unchanged`` looks at, while that is unchanged. None if some of it lies in
+        no dictionary: a class may compute what is an attribute elsewhere."""
+        attributes = [(vars(conv), name) for conv in self._convs for name in _SIDES]
+        attributes += [(vars(gelu), "approximate") for gelu in self._gelus]
+        if not all(name in instance for instance, name in attributes):
+            return None
         children = zip(self._parents, self._names, self._children, strict=True)
         evaluating = ((vars(child), "training", False) for child in self._moody)
         forwards = (
             (instance, "forward", instance.get("forward", ...)) for instance in self._instances
         )
-        geometry = ((vars(conv), name, vars(conv)[name]) for conv in self._convs for name in _SIDES)
-        gelus = ((vars(gelu), "approximate", gelu.approximate) for gelu in self._gelus)
+        values = ((instance, name, instance[name]) for instance, name in attributes)
         statistics = (
             (buffers, name, buffers.get(name, ...))
             for buffers in self._buffers
             for name in ("running_mean", "running_var")
         )
         return Snapshot(
-            (*children, *evaluating, *forwards, *geometry, *gelus, *statistics),
+            (*children, *evaluating, *forwards, *values, *statistics),
             (*zip(self._containers, self._sizes, strict=True), *((h, 0) for h in self._hooks)),
             zip(self._children, self._kinds, strict=True),
         )
