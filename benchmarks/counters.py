@@ -64,8 +64,9 @@ def command(arguments: argparse.Namespace) -> int:
     if tool is None:
         print("benchmarks counters: there is no ncu (Nsight Compute)", file=sys.stderr)
         return 2
-    raw = chosen.folder / "counters.csv"
+    raw = chosen.folder / "counters.txt"  # what ends in .csv there is results
     raw.parent.mkdir(parents=True, exist_ok=True)
+    raw.unlink(missing_ok=True)
     sections = [word for name in _SECTIONS for word in ("--section", name)]
     # The clocks are left as they are: the machine is shared with others.
     profiler = [tool, "--clock-control", "none", "--profile-from-start", "off", "--nvtx"]
@@ -104,7 +105,7 @@ _TIME = "gpu__time_duration.sum"  # nanoseconds
 
 def _launches(raw: Path) -> Iterator[dict[str, str]]:
     """Without what ncu says before the table, and without the line of units."""
-    lines = raw.read_text().splitlines()
+    lines = raw.read_text().splitlines() if raw.exists() else []
     first = next((n for n, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     yield from list(csv.DictReader(lines[first:]))[1:]
 

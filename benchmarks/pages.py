@@ -327,15 +327,15 @@ def counters(rows: list[Row]) -> str:
     found: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         if row.suite == "counters":
-            key = row.gpu, row.case, row.batch, row.impl
+            key = row.gpu, row.case, row.dtype, row.batch, row.impl
             found.setdefault(key, {})[row.metric] = row
     lines = []
-    for (device, case, batch, kernel), cells in found.items():
+    for (device, case, dtype, batch, kernel), cells in found.items():
         stalls = [row for metric, row in cells.items() if metric.startswith("stall_")]
         chief = max(stalls, key=lambda row: float(row.value), default=None)
         lines.append(
             (
-                device, case, batch, kernel,
+                device, case, dtype, batch, kernel,
                 _value(cells.get("latency_us"), "{:.1f}"),
                 *(_value(cells.get(metric), "{:.0f} %") for metric in _COUNTED),
                 _value(cells.get("registers"), "{:.0f}"),
@@ -344,8 +344,9 @@ def counters(rows: list[Row]) -> str:
             )
         )  # fmt: skip
     header = (
-        "device", "operator and shape", "batch", "kernel", "us", "DRAM", "L2", "L1", "issue",
-        "tensor cores", "special functions", "warps", "registers", "most warps wait for", "commit",
+        "device", "operator and shape", "dtype", "batch", "kernel", "us",
+        "DRAM", "L2", "L1", "issue", "tensor cores", "special functions", "warps", "registers",
+        "most warps wait for", "commit",
     )  # fmt: skip
     return table(header, lines) if lines else f"On a GPU: {NOT_MEASURED}."
 

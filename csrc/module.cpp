@@ -93,10 +93,14 @@ bool unchanged(const py::tuple& items, const py::tuple& sizes, const py::tuple& 
     if (size == -1 && PyErr_Occurred()) throw py::error_already_set();
     return PyDict_Size(checked_dict(pair[0])) == size;
   };
-  const auto has_kind = [](PyObject* const* pair) {
-    return reinterpret_cast<PyObject*>(Py_TYPE(pair[0])) == pair[1];
+  const auto has_kind = [](PyObject* const* triple) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(triple[0])) != triple[1]) return false;
+    PyObject* const dict = PyObject_GenericGetDict(triple[0], nullptr);
+    if (dict == nullptr) throw py::error_already_set();
+    Py_DECREF(dict);  // compared by its address, and still the object's
+    return dict == triple[2];
   };
-  return all<2>(sizes, has_size) && all<2>(kinds, has_kind) && all<3>(items, has_item);
+  return all<2>(sizes, has_size) && all<3>(kinds, has_kind) && all<3>(items, has_item);
 }
 
 }  // namespace
@@ -108,6 +112,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("unchanged", &unchanged, py::arg("items"), py::arg("sizes"), py::arg("kinds"),
              "Whether of (dictionary, key, value, ...) each has that very object under the key, or "
              "nothing if it is ..., of (dictionary, size, ...) each has that size, and of (object, "
-             "type, ...) each is of exactly that type. Raises TypeError and ValueError for tuples "
+             "type, __dict__, ...) each is of exactly that type and has that very dictionary. Raises TypeError and ValueError for tuples "
              "that are made otherwise.");
 }

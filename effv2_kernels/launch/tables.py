@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,8 @@ _RANGES = {
 
 def _built(kind: type, values: Any, where: str) -> Any:
     names = [field.name for field in fields(kind)]
-    if not isinstance(values, dict) or set(values) != set(names):
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= set(names):
         raise TableError(f"{where} has exactly the keys {', '.join(names)}")
     for name, value in values.items():
         wanted = bool if name == "gated" else int

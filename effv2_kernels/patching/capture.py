@@ -91,9 +91,8 @@ class GraphRunner:
             return self.model(x)
 
     def _likely(self, key: Hashable) -> _Graph | None:
-        """The graph that a call will most probably replay, if what it reads is there, though it may
-        be no longer the model's. Where the model itself ran last time, it most probably will
-        again."""
+        """The graph that a call will most probably replay, though what it reads may no longer be
+        the model's. Where the model itself ran last time, it most probably will again."""
         if self.model.training or key in self.reasons:
             return None
         return self._graphs.get(key)

@@ -24,13 +24,16 @@ _SIDES = ("stride", "padding", "dilation", "groups", "padding_mode")
 _GEOMETRY = attrgetter(*_SIDES)
 # Kinds whose forward is the same in training and in evaluation.
 _SAME_IN_EVERY_MODE = (nn.Conv2d, nn.Sequential, nn.Identity, nn.SiLU, nn.ReLU, nn.Sigmoid)
+# How many are taken of a model: of what is another object at every call, though equal, there is
+# always one more to take.
+_SNAPSHOTS = 8
 # Whose modules are known to write into nobody else's tensors.
 _KNOWN_LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "python_ref.")
 
 
 class Snapshot:
-    """Objects in dictionaries, dictionaries' sizes and objects' types, as they are to be. It holds
-    what it compares, so that nothing else can come to lie where that lay.
+    """Objects in dictionaries, dictionaries' sizes, and objects' types and ``__dict__``, as they
+    are to be. It holds what it compares, so that nothing else can come to lie where that lay.
 
     A first look, by identity and in C++: what does not hold may still be equal, and where nothing
     was built nothing holds, so that whoever asks then looks for himself.
@@ -40,7 +43,7 @@ class Snapshot:
         self,
         items: Iterable[tuple[dict, str, Any]],
         sizes: Iterable[tuple[dict, int]],
-        kinds: Iterable[tuple[Any, type]] = (),
+        kinds: Iterable[tuple[Any, type, dict]] = (),
     ):
         self._items = tuple(chain.from_iterable(items))
         self._sizes = tuple(chain.from_iterable(sizes))
@@ -84,9 +87,10 @@ class Watch:
     def _find_instances(self) -> None:
         self._instances = tuple(map(vars, self._children))
         self._snapshot: Snapshot | None = None
+        self._tries = _SNAPSHOTS
 
     def __getstate__(self) -> dict:
-        found = ("_instances", "_snapshot")
+        found = ("_instances", "_snapshot", "_tries")
         return {name: value for name, value in vars(self).items() if name not in found}
 
     def __setstate__(self, state: dict) -> None:
@@ -106,11 +110,15 @@ class Watch:
         return all(getattr(parent, name) is child for parent, name, child in self._links)
 
     def unchanged(self) -> bool:
-        if self._snapshot is not None and self._snapshot.holds() and not any(GLOBAL_HOOKS):
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.holds() and not any(GLOBAL_HOOKS):
             return True
         unchanged = self._is_unchanged()
-        worth_it = unchanged and _native.unchanged() is not None
-        self._snapshot = self._taken() if worth_it else None
+        if unchanged and self._tries > 0 and _native.unchanged() is not None:
+            self._tries -= 1
+            taken = self._taken()
+            # What another thread wrote in between must not pass for what is to be.
+            self._snapshot = taken if self._is_unchanged() else None
         return unchanged
 
     def _taken(self) -> Snapshot | None:
@@ -134,7 +142,7 @@ class Watch:
         return Snapshot(
             (*children, *evaluating, *forwards, *values, *statistics),
             (*zip(self._containers, self._sizes, strict=True), *((h, 0) for h in self._hooks)),
-            zip(self._children, self._kinds, strict=True),
+            zip(self._children, self._kinds, self._instances, strict=True),
         )
 
     def _is_unchanged(self) -> bool:
@@ -168,15 +176,17 @@ class Watch:
 
 class Tensors:
     """The parameters and buffers of a model, held, and where they lie: what a CUDA graph reads,
-    whatever is written there. The eps of norms, which it does not read again, are here too."""
+    whatever is written there (but not how often a norm was trained, which none does). The eps of
+    norms, which it does not read again, are here too."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         every = (d for m in model.modules() for d in (m._parameters, m._buffers))
         self._dictionaries: list[dict[str, Any]] = [d for d in every if d]
         self._tensors = self._found()
-        # How often a norm was trained is read by no forward of an evaluation.
-        counts = {id(norm.num_batches_tracked) for norm in norms}
+        # How often a norm was trained is read by no forward of an evaluation that is known.
+        known = (m for m in norms if type(m).__module__.startswith(_KNOWN_LIBRARIES))
+        counts = {id(norm._buffers.get("num_batches_tracked")) for norm in known}
         self._there = [t for t in self._tensors if t is not None and id(t) not in counts]
         self._addresses = list(map(_ADDRESS, self._there))
         self._norms = norms
@@ -185,7 +195,11 @@ class Tensors:
         self._held = [t.detach() for t in self._there]
         items = ((d, name, tensor) for d in self._dictionaries for name, tensor in d.items())
         eps = ((vars(norm), "eps", norm.eps) for norm in norms)
-        self._snapshot = Snapshot((*items, *eps), ((d, len(d)) for d in self._dictionaries))
+        self._snapshot = Snapshot(
+            (*items, *eps),
+            ((d, len(d)) for d in self._dictionaries),
+            ((norm, type(norm), vars(norm)) for norm in norms),
+        )
 
     def _found(self) -> list[Tensor | None]:
         return list(chain.from_iterable(map(dict.values, self._dictionaries)))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import counters, pages
+from benchmarks import counters, pages, results
+from benchmarks.__main__ import main
 
 CPU = torch.device("cpu")
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
@@ -59,6 +60,35 @@ def test_the_pages_table(raw: Path) -> None:
     assert heading.count("|") == lines[0].count("|") and len(lines) == 2
     assert "| 48.9 | 0 % | 1 % |" in lines[0] and "| long scoreboard |" in lines[0]
     assert "not measured" in pages.counters([])
+
+
+def test_what_ncu_says_is_read_each_time_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: Path
+) -> None:
+    """By a stand-in, which copies what it is to say to where it is told, and then says nothing."""
+    tool, out, said = tmp_path / "ncu", tmp_path / "out", tmp_path / "said.txt"
+    tool.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\n'
+        f'[ -e {said} ] && cp {said} "$2"\necho "$@" >{tmp_path}/asked\n'
+    )
+    tool.chmod(0o755)
+    said.write_text(raw.read_text())
+    monkeypatch.setattr(counters, "ncu", lambda: str(tool))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "counters", "--device", "cpu"])
+    command = ["counters", "--device", "cpu", "--out", str(out), "--suites", "depthwise"]
+    assert main(command) == 0
+    assert "-m benchmarks counters --inside --device cpu" in (tmp_path / "asked").read_text()
+    assert {row.suite for row in results.read_all(out)} == {"counters"}
+    (out / "results.csv").unlink()
+    said.unlink()
+    main(command)
+    assert not results.read(out / "results.csv")
+
+
+def test_without_ncu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(counters, "ncu", lambda: None)
+    assert main(["counters", "--device", "cpu"]) == 2
+    assert "no ncu" in capsys.readouterr().err
 
 
 def test_a_run_that_came_to_nothing(tmp_path: Path) -> None:

@@ -349,6 +349,22 @@ def test_the_op_of_each_suite() -> None:
         assert {case.op for case in operators.in_networks(suite).values()} == {op}
 
 
+@pytest.mark.parametrize("option", [[], ["--no-build"]])
+def test_a_library_that_came_with_the_tree_is_looked_for_and_not_built(
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(Run, "step", lambda self, part, step, *_: begun.append(step.name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    here = results.environment(torch.device("cpu"))
+    monkeypatch.setattr(results, "environment", lambda device: here)
+    monkeypatch.setattr(results, "device_name", lambda device: here.gpu)
+    monkeypatch.setenv("EFFV2_COMMIT", "tested")
+    command = ["gpu", "--part", "check", "--steps", "latency", "--results", str(tmp_path)]
+    assert main([*command, *option]) == 0
+    assert begun == [*([] if option else ["build"]), "native", "latency"]
+
+
 def test_a_run_without_the_native_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import native
 

@@ -90,6 +90,23 @@ def test_the_gains_show_every_case_and_what_is_missing(row: results.Row) -> None
     assert "| GPU | any |" not in shown and "| NVIDIA H200 |" in shown
 
 
+def test_beside_a_gain_is_the_fastest_mode_of_the_compiler(row: results.Row) -> None:
+    def of(impl: str, metric: str, value: str) -> results.Row:
+        return replace(row, impl=impl, metric=metric, value=value, p20=value, p80=value)
+
+    rows = [
+        of("effv2", "latency_ms", "1"),
+        of("effv2", "speedup_vs_compile_default", "7"),
+        of("effv2", "speedup_vs_compile_reduce_overhead", "2"),
+        of("compile_default", "latency_ms", "7"),
+        of("compile_reduce_overhead", "latency_ms", "2"),
+    ]
+    line = next(line for line in pages.gains(rows).splitlines() if "efficientnetv2_s" in line)
+    assert "| 2.0 ms (reduce-overhead) | 1.0 ms |" in line and "**2.00x**" in line
+    line = next(line for line in pages.gains(rows[:4]).splitlines() if "efficientnetv2_s" in line)
+    assert "| 7.0 ms | 1.0 ms |" in line and "**7.00x**" in line
+
+
 def test_a_gpu_fills_the_pages(row: results.Row) -> None:
     gpu = replace(row, gpu="NVIDIA H200", impl="effv2")
     operator = replace(gpu, suite="depthwise", metric="part_of_floor", value="0.9")

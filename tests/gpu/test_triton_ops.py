@@ -128,6 +128,9 @@ def test_pointwise_with_weights_that_stay(
     if not target.has_wgmma:
         assert not streams
         pytest.skip("only Hopper's products read weights from shared memory")
+    calls: list[None] = []
+    usual = conv.stream
+    monkeypatch.setattr(conv, "stream", lambda *args: (calls.append(None), usual(*args)))
     for choice in streams[:: max(1, len(streams) // 4)]:
         monkeypatch.setattr(conv, "choose", lambda *_, choice=choice: choice)
         for batch, extra in ((1, True), (41, False)):
@@ -136,6 +139,7 @@ def test_pointwise_with_weights_that_stay(
                 channels=(channels, out), batch=batch, extra=extra, norm=NORMS[batch % 3],
             )  # fmt: skip
             check("conv_bias_act", on_gpu(args))
+    assert len(calls) >= 2
 
 
 @pytest.mark.parametrize("act", ACTS)

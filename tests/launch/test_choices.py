@@ -127,3 +127,40 @@ def test_a_gate_of_many_images_leaves_room_for_fewer_stages() -> None:
     assert conv.stages_with_gate(large, "bfloat16", target) == 1
     taken = (2 * 128 + 256) * 128 * 2
     assert taken <= target.shared_per_block < 2 * taken
+
+
+def test_weights_stay_where_that_was_faster_and_nowhere_else() -> None:
+    """Of the expansions of V2-S at batch 128, as they were measured on an H200."""
+    target = targets.KNOWN["sm_90a"]
+    shapes = {
+        channels: conv.Shape(rows, channels, out, 1)
+        for rows, channels, out in (
+            *((294912, 64, 256), (73728, 128, 512), (73728, 160, 960)),
+            (18432, 256, 1536),
+        )
+    }
+    stay = {c: conv.modelled(shape, "bfloat16", target).resident > 1 for c, shape in shapes.items()}
+    assert stay == {64: True, 128: True, 160: True, 256: False}
+    assert conv.modelled(shapes[160], "bfloat16", target).stages > 2
+    one_image = dataclasses.replace(shapes[160], rows=576)
+    assert conv.modelled(one_image, "bfloat16", target).resident == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "name"),
+    [
+        ({"gated": True}, "bfloat16", "sm_90a"),
+        ({"channels": 100}, "bfloat16", "sm_90a"),
+        ({"taps": 9}, "bfloat16", "sm_90a"),
+        ({}, "float32", "sm_90a"),
+        ({}, "bfloat16", "sm_80"),
+    ],
+)
+def test_a_tables_choice_is_not_taken_where_weights_cannot_stay(
+    change: dict, kind: str, name: str
+) -> None:
+    choice = conv.Choice(64, 128, 128, 1, 4, 3, resident=2)
+    shape = conv.Shape(73728, 160, 960, 1)
+    assert conv.fits(shape, choice, "bfloat16", targets.KNOWN["sm_90a"])
+    changed = dataclasses.replace(shape, **change)
+    assert not conv.fits(changed, choice, kind, targets.KNOWN[name])

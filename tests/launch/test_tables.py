@@ -115,6 +115,7 @@ BAD = {
     "block_m must be 16 to 512, got 8": changed("choice", block_m=8),
     "warps must be 1 to 16, got 32": changed("choice", warps=32),
     "stages must be 1 to 8, got 0": changed("choice", stages=0),
+    "resident must be 0 to 16, got 17": changed("choice", resident=17),
     "microseconds must be a positive number": good() | {"microseconds": -1},
     "an entry has exactly": [1, 2],
 }
@@ -127,6 +128,14 @@ def test_a_bad_entry_names_its_file_and_line(message: str, path: Path) -> None:
     with pytest.raises(tables.TableError, match=message) as error:
         tables.nearest(TARGET.name, "conv", SHAPE, "bfloat16")
     assert f"{path}, line 4: " in str(error.value)
+
+
+def test_what_has_a_default_may_be_left_out(path: Path) -> None:
+    """As it is in a table that was tuned before there was such a choice."""
+    entry = good()
+    del entry["choice"]["resident"]
+    path.write_text(f"[\n{json.dumps(entry)}\n]\n")
+    assert tables.nearest(TARGET.name, "conv", SHAPE, "bfloat16") == CHOICE
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ def a_stride(model: nn.Sequential) -> None:
     model[0][0].stride = (2, 2)
 
 
+def a_dictionary(model: nn.Sequential) -> None:
+    model[1].__dict__ = {**vars(model[1]), "training": True}
+
+
 def an_approximation(model: nn.Sequential) -> None:
     model[0][2].approximate = "tanh"
 
@@ -67,7 +71,7 @@ def a_statistic(model: nn.Sequential) -> None:
 
 CHANGES = [
     *(a_child, one_more_child, a_kind, a_mode, a_hook, a_forward),
-    *(a_stride, an_approximation, a_statistic),
+    *(a_stride, a_dictionary, an_approximation, a_statistic),
 ]
 
 
@@ -146,13 +150,56 @@ def an_eps(model: nn.Sequential) -> None:
     model[0][1].eps = 1e-2
 
 
-@pytest.mark.parametrize("change", [a_parameter, a_buffer, an_eps])
+def an_eps_elsewhere(model: nn.Sequential) -> None:
+    model[0][1].__dict__ = {**vars(model[0][1]), "eps": 1e-2}
+
+
+@pytest.mark.parametrize("change", [a_parameter, a_buffer, an_eps, an_eps_elsewhere])
 def test_the_models_tensors(change: Callable[[nn.Sequential], None], look: bool) -> None:
     model = network()
     tensors = Tensors(model)
     assert tensors.are_the_models() and tensors.are_there()
     change(model)
     assert not tensors.are_the_models() and tensors.are_there()
+
+
+def test_what_another_thread_writes_meanwhile(look: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the snapshot: it does not pass for what is to be."""
+    model = network()
+    watch = Watch(links_of(model))
+    usual = watch._taken
+
+    def taken():
+        a_forward(model)
+        return usual()
+
+    monkeypatch.setattr(watch, "_taken", taken)
+    watch.unchanged()
+    a_forward(model)
+    assert not watch.unchanged()
+
+
+def test_what_is_another_object_each_time_gets_no_snapshot_for_ever(look: bool) -> None:
+    model = network()
+    watch = Watch(links_of(model))
+    for n in range(20):
+        model[0][1].running_mean = torch.full((4,), float(n))
+        assert watch.unchanged()
+    assert watch._tries == (0 if look else 8)
+
+
+def test_norms_that_count_nothing_and_a_users_own(look: bool) -> None:
+    model = network()
+    del model[0][1].num_batches_tracked
+    assert Tensors(model).are_there()
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(Own(4)).eval()
+    tensors = Tensors(model)
+    model[0].num_batches_tracked.set_(torch.tensor(3))  # which its forward may read
+    assert not tensors.are_there()
 
 
 def test_where_they_lie(look: bool) -> None:
@@ -175,16 +222,16 @@ def unchanged() -> Iterator[Callable[[tuple, tuple, tuple], bool]]:
 
 
 def test_what_the_look_in_cpp_says(unchanged: Callable) -> None:
-    value, held = object(), {"a": None}
+    value, held = network(), {"a": None}
     held["b"] = value
-    assert unchanged(
-        (held, "a", None, held, "b", value, held, "c", ...), (held, 2), (value, object)
-    )
+    kind = value, nn.Sequential, vars(value)
+    assert unchanged((held, "a", None, held, "b", value, held, "c", ...), (held, 2), kind)
     assert not unchanged((held, "b", object()), (), ())
     assert not unchanged((held, "c", None), (), ())
     assert not unchanged((held, "a", ...), (), ())
     assert not unchanged((), (held, 3), ())
-    assert not unchanged((), (), (True, int))  # a subclass is another type
+    assert not unchanged((), (), (value, nn.Module, vars(value)))  # a subclass is another type
+    assert not unchanged((), (), (value, nn.Sequential, dict(vars(value))))
 
 
 def test_what_the_look_in_cpp_refuses(unchanged: Callable) -> None:

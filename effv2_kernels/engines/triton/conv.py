@@ -1,4 +1,5 @@
-"""``conv_bias_act``, ``gated_project`` and ``stem`` on Triton: one implicit GEMM."""
+"""``conv_bias_act``, ``gated_project`` and ``stem`` on Triton: one implicit GEMM, or for some 1x1
+convolutions ``pointwise``."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def convolve(
     kind = arguments.kind(x)
     target = target_of(x)
     choice: Choice = choose("conv", shape, kind, target)
-    if choice.resident and window.plain:
+    if choice.resident and window.plain and gate is None:
         stream(x, weight, affine, residual, out, act, choice)
         return out
     choice = in_tiles(choice)

@@ -19,7 +19,8 @@ _FEWEST_TURNS = 4
 # Bytes an output channel in which accumulators are brought into the order of the output, by warps:
 # what the compiler took. (The bound of ``shared_bytes`` is what it might.)
 _EXCHANGE = {4: 64, 8: 256}
-# Weights of more channels leave room for too few programs: 256 to 1536 took 68 us, 49 in tiles.
+# Weights of more channels leave room for too few programs: 256 to 1536 took 52 us and more, 49 in
+# tiles.
 _MOST_CHANNELS = 192
 # How much longer a turn takes with a single load under way (100 measured launches on an H200).
 _TWO_STAGES = 1.4
@@ -45,7 +46,7 @@ class Shape:
 @dataclass(frozen=True)
 class Choice:
     """block_r: channels of a second product beside the block_n of the first, or 0; resident: how
-    many programs a multiprocessor has that keep their weights (block_k is all channels then), or 0:
+    many programs a multiprocessor has that keep their weights (block_k says nothing then), or 0:
     each program is one tile."""
 
     block_m: int
@@ -116,6 +117,8 @@ def _tile(shape: Shape, choice: Choice, kind: str, target: Target) -> dense.Tile
 
 
 def fits(shape: Shape, choice: Choice, kind: str, target: Target) -> bool:
+    if choice.resident and not _may_stay(shape, kind, target):
+        return False
     return dense.fits(_tile(shape, choice, kind, target), target, kind)
 
 
@@ -173,13 +176,15 @@ def _turns(shape: Shape, choice: Choice, target: Target) -> int:
     return dense.count(dense.count(shape.rows, choice.block_m), streams(shape, choice, target))
 
 
+def _may_stay(shape: Shape, kind: str, target: Target) -> bool:
+    """Whether there is a kernel in which weights of such a convolution stay."""
+    possible = target.has_wgmma and kind in ("bfloat16", "float16")
+    return possible and shape.taps == 1 and not shape.gated and divided(shape.channels) != (0, 0)
+
+
 def _streams(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
     """Choices with weights that stay."""
-    if not target.has_wgmma or kind not in ("bfloat16", "float16"):
-        return
-    if shape.taps > 1 or shape.gated or shape.channels > _MOST_CHANNELS:
-        return
-    if divided(shape.channels) == (0, 0):
+    if not _may_stay(shape, kind, target) or shape.channels > _MOST_CHANNELS:
         return
     widest = dense.power_of_two(shape.out_channels)
     for m, n, warps, stages in product((64, 128), (64, 128, 256), (4, 8), (2, 3, 4)):
@@ -192,7 +197,7 @@ def _streams(shape: Shape, kind: str, target: Target) -> Iterator[Choice]:
         by_shared = target.shared_per_multiprocessor // taken
         by_registers = target.registers_per_multiprocessor // (32 * warps * (tile + 64))
         choice = replace(choice, resident=min(by_shared, by_registers, 4))
-        # One program alone on a multiprocessor lost to tiles wherever it was measured.
+        # One program alone on a multiprocessor lost to two wherever both were measured.
         if choice.resident > 1 and _turns(shape, choice, target) >= _FEWEST_TURNS:
             yield choice
 

@@ -70,10 +70,13 @@ def test_channels(channels: int, out: int, dtype: torch.dtype, tiles, streamed: 
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_fewer_tiles_of_pixels_than_programs_and_many_times_as_many(batch: int, tiles) -> None:
+def test_fewer_tiles_of_pixels_than_programs_and_many_times_as_many(
+    batch: int, tiles, streamed: list
+) -> None:
     tiles("conv", EIGHT_PROGRAMS)
     args = arguments("conv_bias_act", Geometry((5, 5), PLAIN), channels=(16, 20), batch=batch)
     check("conv_bias_act", args)
+    assert len(streamed) == 1
 
 
 @pytest.mark.parametrize("act", ACTS)
