@@ -112,6 +112,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("unchanged", &unchanged, py::arg("items"), py::arg("sizes"), py::arg("kinds"),
              "Whether of (dictionary, key, value, ...) each has that very object under the key, or "
              "nothing if it is ..., of (dictionary, size, ...) each has that size, and of (object, "
-             "type, __dict__, ...) each is of exactly that type and has that very dictionary. Raises TypeError and ValueError for tuples "
+             "type, __dict__, ...) each is of exactly that type and has that very dictionary. "
+             "Raises TypeError and ValueError for tuples "
              "that are made otherwise.");
 }
