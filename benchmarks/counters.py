@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ import torch
 from effv2_kernels.measuring.timing import quantiles
 
 from . import options, results
+from .gpu.run import cuda_tool
 from .ops.cases import OP_OF
 from .options import Options
 from .results import Row
@@ -30,6 +29,7 @@ _SECTIONS = (
     *("LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats"),
 )
 _RANGE = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
+_TIME = "gpu__time_duration.sum"  # nanoseconds
 _PEAK = "avg.pct_of_peak_sustained_elapsed"
 #: Our metrics: the unit, and ncu's name. Parts are of what the unit could do in that time.
 METRICS = {
@@ -100,9 +100,6 @@ def rows(raw: Path, device: torch.device) -> Iterator[Row]:
             yield make(impl, f"stall_{stall}", "warps", quantiles([warps]))
 
 
-_TIME = "gpu__time_duration.sum"  # nanoseconds
-
-
 def _launches(raw: Path) -> Iterator[dict[str, str]]:
     """Without what ncu says before the table, and without the line of units."""
     lines = raw.read_text().splitlines() if raw.exists() else []
@@ -123,10 +120,8 @@ def _number(launch: Mapping[str, str], column: str) -> float:
 
 
 def ncu() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("ncu") or shutil.which("ncu", path=f"{home}/bin:/usr/local/cuda/bin")
     installed = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu"))
-    return found or (str(installed[-1]) if installed else None)
+    return cuda_tool("ncu") or (str(installed[-1]) if installed else None)
 
 
 def launch(suites: Sequence[str], chosen: Options) -> None:

@@ -259,10 +259,13 @@ def architecture(capability: tuple[int, int]) -> str:
 
 
 def sanitizer() -> str | None:
+    return cuda_tool("compute-sanitizer")
+
+
+def cuda_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, whose folder need not be on the path."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path=f"{home}/bin:/usr/local/cuda/bin"
-    )
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin:/usr/local/cuda/bin")
 
 
 def _kill(process: subprocess.Popen) -> None:

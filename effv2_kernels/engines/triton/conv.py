@@ -114,7 +114,7 @@ def convolve(
     target = target_of(x)
     choice: Choice = choose("conv", shape, kind, target)
     if choice.resident and window.plain and gate is None:
-        stream(x, weight, affine, residual, out, act, choice)
+        stream(x, weight, affine, residual, out, act, shape, choice)
         return out
     choice = in_tiles(choice)
     split, stages = choice.split_k, choice.stages

@@ -18,16 +18,15 @@ def stream(
     residual: Tensor | None,
     out: Tensor,
     act: str,
+    shape: Shape,
     choice: Choice,
 ) -> None:
     """out = act(affine(conv(x, weight))) + residual. All maps (N, C, H, W) in channels_last, and
-    weight (O, C, 1, 1)."""
-    channels, out_channels = x.shape[1], out.shape[1]
-    rows = x.numel() // channels
-    width, rest = divided(channels)
+    weight (O, C, 1, 1); shape: what ``choice`` was made for."""
+    width, rest = divided(shape.channels)
     constants = {
-        "C": channels,
-        "OUT": out_channels,
+        "C": shape.channels,
+        "OUT": shape.out_channels,
         "RESIDUAL": residual is not None,
         "EPS": affine.eps,
         "ACT": act,
@@ -39,11 +38,11 @@ def stream(
         "BLOCK_K": width,
         "BLOCK_L": rest,
     }
-    shared_by = streams(Shape(rows, channels, out_channels, 1), choice, target_of(x))
+    shared_by = streams(shape, choice, target_of(x))
     launch(
         pointwise_kernel,
-        (-(-out_channels // choice.block_n) * shared_by, 1, 1),
-        (x, weight, *affine.vectors, residual, out, rows, shared_by),
+        (-(-shape.out_channels // choice.block_n) * shared_by, 1, 1),
+        (x, weight, *affine.vectors, residual, out, shape.rows, shared_by),
         constants,
         warps=choice.warps,
         stages=choice.stages,
