@@ -97,7 +97,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         _suites("latency", f"latency {_OURS}", _S, share=2, least=45),
     ),
     "speed": (
-        _suites("models", f"models {_OURS}", f"{_S} --batch 128", share=2, least=30),
+        _suites("models", f"models {_OURS}", f"{_S} --batch 128", share=2, least=25),
         _suites(
             "operators",
             "depthwise expand_depthwise stem gate fused_mbconv project conv head "
@@ -108,8 +108,8 @@ PARTS: dict[str, tuple[Step, ...]] = {
             ("models --impl compile_default", f"{_S} --batch 128"),
             ("latency --impl compile_default compile_reduce_overhead", _S),
         )),
-        # On an H200 machine either takes half a minute with its compiler's caches filled; 30 s ended
-        # the one in its last line and the other without a figure.
+        # On an H200 machine either takes half a minute with the compiler's caches filled; 30 s
+        # ended the one in its last line and the other without a figure.
         _suites("compiled", f"models {_COMPILED}", f"{_S} --batch 128", share=2, least=45),
         _suites("latency", f"latency {_LATENCIES}", _S, share=2, least=45),
     ),
